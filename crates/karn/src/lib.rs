@@ -1,0 +1,1 @@
+//! The blueprint catalogue: which templates exist, their bounds, tiers and graphs.

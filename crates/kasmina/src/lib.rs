@@ -1,0 +1,1 @@
+//! Seeds: stages, gates, blending, isolation; the prefetch coordinator.

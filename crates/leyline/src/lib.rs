@@ -1,0 +1,1 @@
+//! Wire types, ids, stages and their edges, signing and verifying.

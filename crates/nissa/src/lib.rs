@@ -1,0 +1,1 @@
+//! Observability: ingest, metrics endpoint, health and the page.

@@ -1,0 +1,1 @@
+//! The policy: decisions, risk, signed commands, field reports.

@@ -1,0 +1,1 @@
+//! The compile forge: jobs, checks, prewarming, catalogue updates.

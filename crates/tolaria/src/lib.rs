@@ -1,0 +1,1 @@
+//! The training loop: data sets, slots, state packets, checkpoints and the report.

@@ -1,0 +1,1 @@
+//! The artifact library and the prefetch worker.

@@ -1,0 +1,1 @@
+//! The foundation service: settings, boot table, supervisor, command line.

@@ -1,0 +1,2 @@
+//! The `weatherlight` command.
+fn main() {}
