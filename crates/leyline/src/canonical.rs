@@ -4,8 +4,34 @@
 //! `prost` orders fields and (with ordered maps) entries, but leaves a default key or value out of
 //! a map entry, where the C++, Python and Go encoders write it. A signature over a re-encoded
 //! command would therefore not match theirs; this module puts the left-out halves back.
+//!
+//! "By key" has two readings in the field, which differ where one key is the beginning of another
+//! (`alpha_vec`, `alpha_vec_len`): see [`Order`].
+
+use std::cmp::Ordering;
 
 use prost::encoding::{WireType, decode_varint, encode_varint};
+
+/// How map entries are ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// By the keys' bytes; a key stands before its continuations. C++, Java, Go and Python's own
+    /// encoder; what we sign.
+    Lexical,
+    /// By the keys' bytes, but a key stands after its continuations. `upb`, which is behind
+    /// Python's default encoder, PHP and Ruby (seen in 7.36).
+    PrefixLast,
+}
+
+impl Order {
+    fn compare(self, a: &[u8], b: &[u8]) -> Ordering {
+        let common = a.len().min(b.len());
+        match self {
+            Self::Lexical => a.cmp(b),
+            Self::PrefixLast => a[..common].cmp(&b[..common]).then(b.len().cmp(&a.len())),
+        }
+    }
+}
 
 /// Which fields of a message are maps or messages that contain maps.
 pub(crate) struct Schema {
@@ -38,15 +64,26 @@ static LIST: Schema = Schema { maps: &[], messages: &[(1, &VALUE)] };
 ///
 /// # Panics
 /// When the bytes are not what `prost` encodes; they never come from outside.
-pub(crate) fn canonical(encoded: &[u8], schema: &Schema) -> Vec<u8> {
+pub(crate) fn canonical(encoded: &[u8], schema: &Schema, order: Order) -> Vec<u8> {
     let mut out = Vec::with_capacity(encoded.len() + 16);
-    for field in Fields(encoded) {
-        let map = schema.maps.iter().find(|(number, _)| *number == field.number);
-        let message = schema.messages.iter().find(|(number, _)| *number == field.number);
+    let mut fields = Fields(encoded).peekable();
+    while let Some(field) = fields.next() {
+        let number = field.number;
+        let map = schema.maps.iter().find(|(mapped, _)| *mapped == number);
+        let message = schema.messages.iter().find(|(nested, _)| *nested == number);
         match (map, message, field.body) {
-            (Some((_, value)), _, Some(body)) => put(&mut out, field.number, &entry(body, *value)),
+            (Some((_, value)), _, Some(body)) => {
+                let mut entries = vec![entry(body, *value, order)];
+                while let Some(next) = fields.next_if(|next| next.number == number) {
+                    entries.push(entry(next.body.unwrap_or_default(), *value, order));
+                }
+                entries.sort_by(|(a, _), (b, _)| order.compare(a, b));
+                for (_, entry) in entries {
+                    put(&mut out, number, &entry);
+                }
+            }
             (None, Some((_, inner)), Some(body)) => {
-                put(&mut out, field.number, &canonical(body, inner));
+                put(&mut out, number, &canonical(body, inner, order));
             }
             _ => out.extend_from_slice(field.raw),
         }
@@ -54,7 +91,8 @@ pub(crate) fn canonical(encoded: &[u8], schema: &Schema) -> Vec<u8> {
     out
 }
 
-fn entry(body: &[u8], value: Value) -> Vec<u8> {
+/// The key and the whole entry with both halves.
+fn entry(body: &[u8], value: Value, order: Order) -> (&[u8], Vec<u8>) {
     let mut key: &[u8] = &[];
     let mut raw_value: Option<Field<'_>> = None;
     for field in Fields(body) {
@@ -68,13 +106,13 @@ fn entry(body: &[u8], value: Value) -> Vec<u8> {
     match (value, raw_value) {
         (Value::Message(schema), field) => {
             let body = field.and_then(|field| field.body).unwrap_or_default();
-            put(&mut out, 2, &canonical(body, schema));
+            put(&mut out, 2, &canonical(body, schema, order));
         }
         (Value::Float | Value::Text, Some(field)) => out.extend_from_slice(field.raw),
         (Value::Float, None) => out.extend_from_slice(&[0x15, 0, 0, 0, 0]),
         (Value::Text, None) => out.extend_from_slice(&[0x12, 0]),
     }
-    out
+    (key, out)
 }
 
 fn put(out: &mut Vec<u8>, number: u32, body: &[u8]) {

@@ -3,7 +3,7 @@
 
 use prost::Message as _;
 
-use crate::canonical;
+use crate::canonical::{self, Order};
 use crate::sign::{BadSignature, KeyId, Keyring};
 use crate::wire::AdaptationCommand;
 
@@ -30,12 +30,16 @@ impl From<BadSignature> for BadCommand {
 /// The bytes a command's signature is made over: the deterministic encoding (map entries ordered
 /// by key, both halves written) with the signature annotation absent.
 pub fn signed_bytes(command: &AdaptationCommand) -> Vec<u8> {
+    ordered_bytes(command, Order::Lexical)
+}
+
+fn ordered_bytes(command: &AdaptationCommand, order: Order) -> Vec<u8> {
     if !command.annotations.contains_key(SIGNATURE) {
-        return canonical::canonical(&command.encode_to_vec(), &canonical::COMMAND);
+        return canonical::canonical(&command.encode_to_vec(), &canonical::COMMAND, order);
     }
     let mut bare = command.clone();
     bare.annotations.remove(SIGNATURE);
-    canonical::canonical(&bare.encode_to_vec(), &canonical::COMMAND)
+    canonical::canonical(&bare.encode_to_vec(), &canonical::COMMAND, order)
 }
 
 /// Signs a command in place, replacing a signature it may have.
@@ -46,6 +50,10 @@ pub fn sign_command(keyring: &Keyring, command: &mut AdaptationCommand) {
 
 /// Verifies a command's own signature and says which secret made it.
 ///
+/// Encoders disagree on the order of two keys of which one begins the other; both orders are
+/// accepted. Signed is the lexical one, so a sender that wants every reader to verify its commands
+/// uses no such pair of keys.
+///
 /// # Errors
 /// [`BadCommand`] when the signature is absent or not of these contents.
 pub fn verify_command<'a>(
@@ -53,5 +61,13 @@ pub fn verify_command<'a>(
     command: &AdaptationCommand,
 ) -> Result<&'a KeyId, BadCommand> {
     let signature = command.annotations.get(SIGNATURE).ok_or(BadCommand::MissingSignature)?;
-    Ok(keyring.verify(&signed_bytes(command), signature)?)
+    let lexical = signed_bytes(command);
+    if let Ok(key) = keyring.verify(&lexical, signature) {
+        return Ok(key);
+    }
+    let other = ordered_bytes(command, Order::PrefixLast);
+    if other == lexical {
+        return Err(BadCommand::InvalidSignature);
+    }
+    Ok(keyring.verify(&other, signature)?)
 }
