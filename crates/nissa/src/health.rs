@@ -1,0 +1,159 @@
+//! The supervisor's picture of itself, as `/healthz` shows it. Written by the supervisor alone and
+//! handed over in a [`HealthSource`]; nissa only reads it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Where nissa reads the newest [`Health`]. The supervisor sends at least once a second, so that
+/// the age of the snapshot tells whether its loop turns.
+pub type HealthSource = watch::Receiver<Health>;
+
+/// What the service can do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SystemMode {
+    /// Everything that was asked for runs.
+    Operational,
+    /// The service runs without some function; [`Health::lost`] names it.
+    Degraded,
+}
+
+/// Where the process stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessPhase {
+    /// Workers are being built.
+    Booting,
+    /// The boot list is done.
+    Running,
+    /// Asked to stop; finishing what is in flight.
+    Draining,
+}
+
+/// State of one worker under supervision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Not built yet, or waiting for what it depends on.
+    Starting,
+    /// Its task is alive and beats.
+    Running,
+    /// It failed and waits for its next start.
+    BackingOff,
+    /// It failed too often; only an operator starts it again.
+    Parked,
+    /// It ended because the service stops.
+    Stopped,
+}
+
+/// One worker as the supervisor sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerHealth {
+    /// Its name, `crate.duty`.
+    pub name: String,
+    /// Where it stands.
+    pub state: WorkerState,
+    /// Whether the service stops when it cannot be kept alive.
+    pub critical: bool,
+    /// Starts after the first, since the process began.
+    pub restarts: u64,
+    /// Seconds until the next start while backing off, else 0.
+    pub backoff_s: f64,
+    /// Why it last ended, if it ever did.
+    pub last_error: Option<String>,
+    /// Milliseconds since its last heartbeat; `None` before the first.
+    pub heartbeat_age_ms: Option<u64>,
+    /// What it said it was doing at its last heartbeat.
+    pub last_phase: Option<String>,
+    /// Names of what must run before it.
+    pub depends_on: Vec<String>,
+}
+
+/// State of a circuit breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerState {
+    /// Calls pass.
+    Closed,
+    /// Calls are refused.
+    Open,
+    /// A few probes pass.
+    HalfOpen,
+}
+
+/// One circuit breaker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BreakerHealth {
+    /// What it guards.
+    pub name: String,
+    /// Its state.
+    pub state: BreakerState,
+}
+
+/// Backlog of one stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LaneHealth {
+    /// The stream's name on the log.
+    pub stream: String,
+    /// Entries the service's group has not acknowledged.
+    pub depth: u64,
+}
+
+/// The whole picture at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether every function is there.
+    pub system_mode: SystemMode,
+    /// The functions that are missing, in words a person understands; empty when operational.
+    pub lost: Vec<String>,
+    /// Where the process stands in its life.
+    pub phase: ProcessPhase,
+    /// Whether every critical worker runs and the log answers.
+    pub ready: bool,
+    /// Why it is not ready; empty when it is.
+    pub reasons: Vec<String>,
+    /// Seconds since the process began.
+    pub uptime_s: f64,
+    /// Version of the service.
+    pub version: String,
+    /// Which log stands behind the bus: `embedded` or `redis`.
+    pub log: String,
+    /// Every worker, in boot order.
+    pub workers: Vec<WorkerHealth>,
+    /// Every circuit breaker.
+    pub breakers: Vec<BreakerHealth>,
+    /// Backlog of every stream.
+    pub lanes: Vec<LaneHealth>,
+    /// When the supervisor's loop made this snapshot. Judged on this machine's monotonic clock and
+    /// never sent; a snapshot read from JSON counts as fresh.
+    #[serde(skip, default = "Instant::now")]
+    pub at: Instant,
+}
+
+impl Health {
+    /// The picture before the first worker is built: booting, not ready.
+    pub fn booting(version: impl Into<String>, log: impl Into<String>) -> Self {
+        Self {
+            system_mode: SystemMode::Operational,
+            lost: Vec::new(),
+            phase: ProcessPhase::Booting,
+            ready: false,
+            reasons: vec!["the service is booting".to_owned()],
+            uptime_s: 0.0,
+            version: version.into(),
+            log: log.into(),
+            workers: Vec::new(),
+            breakers: Vec::new(),
+            lanes: Vec::new(),
+            at: Instant::now(),
+        }
+    }
+
+    /// How long ago the supervisor's loop made this snapshot.
+    pub fn age(&self) -> Duration {
+        self.at.elapsed()
+    }
+}
