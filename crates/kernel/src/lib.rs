@@ -1,5 +1,25 @@
 //! The tensor engine: graph IR, gradients, interpreter, plans, guard and the artifact file.
+//!
+//! Reading order: [`op`] (the closed set of operators), `shape` (what fits what), [`Graph`] and its builder
+//! methods, `interpret` (what every operator means), `gradient` (gradients on the IR), `plan` (the fast
+//! way to the same values). Knows nothing of catalogues, buses and seeds.
 
+mod build;
+mod canonical;
 mod digest;
+mod error;
+mod graph;
+mod init;
+mod layers;
+pub mod op;
+mod shape;
+mod tensor;
 
+pub use canonical::to_canonical_json;
 pub use digest::{BadDigest, Digest};
+pub use error::{GraphError, RunError};
+pub use graph::{Graph, NODES_MAX, Named, Node, NodeId, STEP_INPUT};
+pub use init::Init;
+pub use op::Op;
+pub use shape::{ELEMENTS_MAX, RANK_MAX};
+pub use tensor::{Params, Tensor};
