@@ -1,11 +1,19 @@
-//! Developer commands: `cargo xtask check`, `cargo xtask test`, `cargo xtask gen`.
+//! Developer commands. `cargo xtask check` is the whole gate, here and in CI; `cargo xtask test`
+//! is the test command of the README and a part of it; `cargo xtask gen` writes every generated file.
 
 mod generate;
+mod levels;
+mod licences;
+mod redis;
+mod run;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+
+use crate::run::cargo;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Developer commands of Weatherlight")]
@@ -16,6 +24,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The whole gate: format, lints, levels, licences, generated files, tests, documentation.
+    Check,
+    /// All tests. Finds a Redis server or fetches one; a missing server fails, nothing is skipped.
+    Test {
+        /// Handed on to `cargo test`, for instance `-p oona replay`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Write every generated file.
     Gen,
 }
@@ -23,13 +39,55 @@ enum Command {
 fn main() -> Result<()> {
     let root = root()?;
     match Arguments::parse().command {
+        Command::Check => check(&root),
+        Command::Test { rest } => test(&root, &rest),
         Command::Gen => generate::write(&root),
     }
 }
 
 fn root() -> Result<PathBuf> {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .map(Path::to_path_buf)
-        .context("xtask stands in the workspace")
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map(Path::to_path_buf).context("xtask stands in the workspace")
+}
+
+/// Cheap checks first, so that a slip shows within seconds.
+fn check(root: &Path) -> Result<()> {
+    let begun = Instant::now();
+    step("format", || cargo(root, &["fmt", "--all", "--check"]))?;
+    step("levels", || levels::check(root))?;
+    step("licences", || licences::check(root))?;
+    step("lints", || {
+        let lints = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+        cargo(root, &lints)
+    })?;
+    step("tests", || test(root, &[]))?;
+    step("generated files", || generate::check(root))?;
+    step("documentation", || {
+        run::cargo_with(root, &["doc", "--workspace", "--no-deps", "--locked"], |command| {
+            command.env("RUSTDOCFLAGS", "-D warnings");
+        })
+    })?;
+    println!("the gate is green after {:.0?}", begun.elapsed());
+    Ok(())
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("== {name}");
+    let begun = Instant::now();
+    work().with_context(|| format!("the gate fails at: {name}"))?;
+    println!("== {name}: good after {:.1?}", begun.elapsed());
+    Ok(())
+}
+
+fn test(root: &Path, rest: &[String]) -> Result<()> {
+    let server = redis::server(root)?;
+    println!("Redis server for the tests: {}", server.display());
+    let mut arguments = vec!["test", "--locked"];
+    match rest {
+        [] => arguments.push("--workspace"),
+        some => arguments.extend(some.iter().map(String::as_str)),
+    }
+    run::cargo_with(root, &arguments, |command| {
+        command.env("WEATHERLIGHT_TEST_REDIS_SERVER", &server);
+    })
 }
