@@ -13,14 +13,7 @@ type Built = Result<NodeId, GraphError>;
 impl Graph {
     /// An input whose leading dimension is the batch; `shape` includes it.
     pub fn input(&mut self, name: &str, shape: &[usize]) -> Built {
-        self.push(
-            Op::Input {
-                name: name.to_owned(),
-                shape: shape.to_vec(),
-                batched: true,
-            },
-            &[],
-        )
+        self.push(Op::Input { name: name.to_owned(), shape: shape.to_vec(), batched: true }, &[])
     }
 
     /// An input of one value, such as a blend's alpha.
@@ -30,14 +23,7 @@ impl Graph {
 
     /// An input whose shape does not depend on the batch.
     pub fn fixed_input(&mut self, name: &str, shape: &[usize]) -> Built {
-        self.push(
-            Op::Input {
-                name: name.to_owned(),
-                shape: shape.to_vec(),
-                batched: false,
-            },
-            &[],
-        )
+        self.push(Op::Input { name: name.to_owned(), shape: shape.to_vec(), batched: false }, &[])
     }
 
     /// The scalar input [`STEP_INPUT`], made when it is not there yet.
@@ -51,12 +37,7 @@ impl Graph {
     /// A trainable parameter.
     pub fn parameter(&mut self, name: &str, shape: &[usize], init: Init) -> Built {
         self.push(
-            Op::Parameter {
-                name: name.to_owned(),
-                shape: shape.to_vec(),
-                init,
-                trainable: true,
-            },
+            Op::Parameter { name: name.to_owned(), shape: shape.to_vec(), init, trainable: true },
             &[],
         )
     }
@@ -64,12 +45,7 @@ impl Graph {
     /// A parameter no optimiser changes, such as a running statistic.
     pub fn state(&mut self, name: &str, shape: &[usize], init: Init) -> Built {
         self.push(
-            Op::Parameter {
-                name: name.to_owned(),
-                shape: shape.to_vec(),
-                init,
-                trainable: false,
-            },
+            Op::Parameter { name: name.to_owned(), shape: shape.to_vec(), init, trainable: false },
             &[],
         )
     }
@@ -181,24 +157,12 @@ impl Graph {
 
     /// Matrix product over the last two dimensions; see [`Op::MatMul`].
     pub fn matmul(&mut self, a: NodeId, b: NodeId) -> Built {
-        self.push(
-            Op::MatMul {
-                transpose_a: false,
-                transpose_b: false,
-            },
-            &[a, b],
-        )
+        self.push(Op::MatMul { transpose_a: false, transpose_b: false }, &[a, b])
     }
 
     /// Matrix product with the transpose of `b`.
     pub fn matmul_transposed(&mut self, a: NodeId, b: NodeId) -> Built {
-        self.push(
-            Op::MatMul {
-                transpose_a: false,
-                transpose_b: true,
-            },
-            &[a, b],
-        )
+        self.push(Op::MatMul { transpose_a: false, transpose_b: true }, &[a, b])
     }
 
     /// `x weight^T + bias` with `weight [out, in]` and `bias [out]`, the layout of PyTorch.
@@ -242,28 +206,14 @@ impl Graph {
     /// Largest value of each window of `x [n, c, l]`.
     pub fn max_pool1d(&mut self, x: NodeId, kernel: usize, stride: usize) -> Built {
         self.over_one_side(x, |graph, x| {
-            graph.max_pool2d(
-                x,
-                Pool {
-                    kernel: [1, kernel],
-                    stride: [1, stride],
-                    padding: [0, 0],
-                },
-            )
+            graph.max_pool2d(x, Pool { kernel: [1, kernel], stride: [1, stride], padding: [0, 0] })
         })
     }
 
     /// Mean of each window of `x [n, c, l]`.
     pub fn avg_pool1d(&mut self, x: NodeId, kernel: usize, stride: usize) -> Built {
         self.over_one_side(x, |graph, x| {
-            graph.avg_pool2d(
-                x,
-                Pool {
-                    kernel: [1, kernel],
-                    stride: [1, stride],
-                    padding: [0, 0],
-                },
-            )
+            graph.avg_pool2d(x, Pool { kernel: [1, kernel], stride: [1, stride], padding: [0, 0] })
         })
     }
 
@@ -303,14 +253,7 @@ impl Graph {
 
     /// Standardises over `axes` without weights; see [`Norm`].
     pub fn normalise(&mut self, x: NodeId, norm: Norm, axes: &[usize], epsilon: f32) -> Built {
-        self.push(
-            Op::Normalise(Normalise {
-                norm,
-                axes: axes.to_vec(),
-                epsilon,
-            }),
-            &[x],
-        )
+        self.push(Op::Normalise(Normalise { norm, axes: axes.to_vec(), epsilon }), &[x])
     }
 
     /// Zeroes a share `rate` of the elements while training; takes its seed from [`STEP_INPUT`].
@@ -339,10 +282,7 @@ impl Graph {
 
     /// The same elements in exactly this shape. Where the leading dimension is the batch, use [`Graph::reshape`].
     pub fn reshape_exact(&mut self, x: NodeId, shape: &[usize]) -> Built {
-        self.push(
-            Op::Reshape(shape.iter().map(|&size| Extent::Size(size)).collect()),
-            &[x],
-        )
+        self.push(Op::Reshape(shape.iter().map(|&size| Extent::Size(size)).collect()), &[x])
     }
 
     /// `[n, ..]` to `[n, product of the rest]`.
@@ -407,37 +347,20 @@ impl Graph {
 
     /// Sum over `axes` (ascending), which stay with size 1.
     pub fn sum_keep(&mut self, x: NodeId, axes: &[usize]) -> Built {
-        self.push(
-            Op::Reduce {
-                kind: Reduction::Sum,
-                axes: axes.to_vec(),
-            },
-            &[x],
-        )
+        self.push(Op::Reduce { kind: Reduction::Sum, axes: axes.to_vec() }, &[x])
     }
 
     /// Mean over `axes` (ascending), which stay with size 1.
     pub fn mean_keep(&mut self, x: NodeId, axes: &[usize]) -> Built {
-        self.push(
-            Op::Reduce {
-                kind: Reduction::Mean,
-                axes: axes.to_vec(),
-            },
-            &[x],
-        )
+        self.push(Op::Reduce { kind: Reduction::Mean, axes: axes.to_vec() }, &[x])
     }
 
     /// Drops dimensions of size 1; the leading dimension, where kept, stays open for another batch.
     fn squeeze(&mut self, x: NodeId, axes: &[usize]) -> Built {
         let shape = self.shape(x);
         let kept = (0..shape.len()).filter(|axis| !axes.contains(axis));
-        let extents = kept.map(|axis| {
-            if axis == 0 {
-                Extent::Rest
-            } else {
-                Extent::Size(shape[axis])
-            }
-        });
+        let extents =
+            kept.map(|axis| if axis == 0 { Extent::Rest } else { Extent::Size(shape[axis]) });
         let extents = extents.collect();
         self.push(Op::Reshape(extents), &[x])
     }

@@ -116,12 +116,7 @@ impl From<Graph> for RawGraph {
     fn from(graph: Graph) -> Self {
         let nodes = graph.nodes.into_iter();
         Self {
-            nodes: nodes
-                .map(|node| RawNode {
-                    op: node.op,
-                    operands: node.operands,
-                })
-                .collect(),
+            nodes: nodes.map(|node| RawNode { op: node.op, operands: node.operands }).collect(),
             outputs: graph.outputs,
             updates: graph.updates,
         }
@@ -158,17 +153,11 @@ impl Graph {
     /// [`GraphError::UnknownName`] when there is no such output.
     pub fn output_node(&self, name: &str) -> Result<NodeId, GraphError> {
         let found = self.outputs.iter().find(|output| output.name == name);
-        found
-            .map(|output| output.node)
-            .ok_or_else(|| GraphError::UnknownName {
-                kind: "output",
-                name: name.to_owned(),
-                known: self
-                    .outputs
-                    .iter()
-                    .map(|output| output.name.clone())
-                    .collect(),
-            })
+        found.map(|output| output.node).ok_or_else(|| GraphError::UnknownName {
+            kind: "output",
+            name: name.to_owned(),
+            known: self.outputs.iter().map(|output| output.name.clone()).collect(),
+        })
     }
 
     /// Parameters to be overwritten after each step, with the nodes of their new values.
@@ -178,29 +167,18 @@ impl Graph {
 
     /// Inputs by name, with the shape each expects.
     pub fn inputs(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.inputs
-            .iter()
-            .map(|(name, &node)| (name.as_str(), self.shape(node)))
+        self.inputs.iter().map(|(name, &node)| (name.as_str(), self.shape(node)))
     }
 
     /// Parameters by name, with their shapes; trainable or not.
     pub fn parameters(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.parameters
-            .iter()
-            .map(|(name, &node)| (name.as_str(), self.shape(node)))
+        self.parameters.iter().map(|(name, &node)| (name.as_str(), self.shape(node)))
     }
 
     /// Names of the parameters an optimiser may change, in name order.
     pub fn trainable(&self) -> impl Iterator<Item = &str> {
-        let trainable = |node: NodeId| {
-            matches!(
-                self.nodes[node.0].op,
-                Op::Parameter {
-                    trainable: true,
-                    ..
-                }
-            )
-        };
+        let trainable =
+            |node: NodeId| matches!(self.nodes[node.0].op, Op::Parameter { trainable: true, .. });
         self.parameters
             .iter()
             .filter(move |(_, node)| trainable(**node))
@@ -209,9 +187,7 @@ impl Graph {
 
     /// Number of scalars in all parameters.
     pub fn parameter_count(&self) -> usize {
-        self.parameters()
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum()
+        self.parameters().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
     /// The node of an input.
@@ -235,18 +211,11 @@ impl Graph {
         for &operand in operands {
             self.check_node(operand)?;
         }
-        let shapes: Vec<&[usize]> = operands
-            .iter()
-            .map(|&operand| self.shape(operand))
-            .collect();
+        let shapes: Vec<&[usize]> = operands.iter().map(|&operand| self.shape(operand)).collect();
         let shape = infer(&op, &shapes)?;
         let id = NodeId(self.nodes.len());
         self.register(&op, id)?;
-        self.nodes.push(Node {
-            op,
-            operands: operands.to_vec(),
-            shape,
-        });
+        self.nodes.push(Node { op, operands: operands.to_vec(), shape });
         Ok(id)
     }
 
@@ -269,10 +238,7 @@ impl Graph {
         if node.0 < self.nodes.len() {
             return Ok(());
         }
-        Err(GraphError::UnknownNode {
-            node: node.0,
-            count: self.nodes.len(),
-        })
+        Err(GraphError::UnknownNode { node: node.0, count: self.nodes.len() })
     }
 
     /// Makes a node an output called `name`.
@@ -282,15 +248,9 @@ impl Graph {
     pub fn output(&mut self, name: &str, node: NodeId) -> Result<(), GraphError> {
         self.check_node(node)?;
         if name.is_empty() || self.outputs.iter().any(|output| output.name == name) {
-            return Err(GraphError::Name {
-                kind: "output",
-                name: name.to_owned(),
-            });
+            return Err(GraphError::Name { kind: "output", name: name.to_owned() });
         }
-        self.outputs.push(Named {
-            name: name.to_owned(),
-            node,
-        });
+        self.outputs.push(Named { name: name.to_owned(), node });
         Ok(())
     }
 
@@ -316,15 +276,9 @@ impl Graph {
             });
         }
         if self.updates.iter().any(|update| update.name == name) {
-            return Err(GraphError::Name {
-                kind: "update",
-                name: name.to_owned(),
-            });
+            return Err(GraphError::Name { kind: "update", name: name.to_owned() });
         }
-        self.updates.push(Named {
-            name: name.to_owned(),
-            node,
-        });
+        self.updates.push(Named { name: name.to_owned(), node });
         Ok(())
     }
 
@@ -333,10 +287,7 @@ impl Graph {
     pub fn init_params(&self, seed: u64) -> Params {
         let mut params = Params::new();
         for node in &self.nodes {
-            if let Op::Parameter {
-                name, shape, init, ..
-            } = &node.op
-            {
+            if let Op::Parameter { name, shape, init, .. } = &node.op {
                 let tensor = Tensor::new(shape.clone(), init.values(name, shape, seed))
                     .expect("an Init rule gives as many values as the checked shape has elements");
                 params.insert(name.clone(), tensor);
@@ -352,29 +303,16 @@ impl Graph {
     /// operator that does not take the new size.
     pub fn with_batch(&self, batch: usize) -> Result<Self, GraphError> {
         let mut graph = self.rebuild(|op| match op {
-            Op::Input {
-                name,
-                shape,
-                batched: true,
-            } => {
+            Op::Input { name, shape, batched: true } => {
                 let mut shape = shape.clone();
                 shape[0] = batch;
-                Op::Input {
-                    name: name.clone(),
-                    shape,
-                    batched: true,
-                }
+                Op::Input { name: name.clone(), shape, batched: true }
             }
             other => other.clone(),
         })?;
         for (was, now) in self.nodes.iter().zip(&graph.nodes) {
             let kept = was.shape.len() == now.shape.len()
-                && was
-                    .shape
-                    .iter()
-                    .zip(&now.shape)
-                    .skip(1)
-                    .all(|(a, b)| a == b);
+                && was.shape.iter().zip(&now.shape).skip(1).all(|(a, b)| a == b);
             if !kept {
                 return Err(GraphError::BatchNotLeading {
                     operator: was.op.name(),
@@ -412,10 +350,7 @@ impl Graph {
     pub fn select(&self, outputs: &[&str]) -> Result<Self, GraphError> {
         let mut selected = Vec::with_capacity(outputs.len());
         for &name in outputs {
-            selected.push(Named {
-                name: name.to_owned(),
-                node: self.output_node(name)?,
-            });
+            selected.push(Named { name: name.to_owned(), node: self.output_node(name)? });
         }
         self.extract(&selected, &self.updates, |id| id)
     }
@@ -427,13 +362,8 @@ impl Graph {
         updates: &[Named],
         resolved: impl Fn(NodeId) -> NodeId,
     ) -> Result<Self, GraphError> {
-        let updated = updates
-            .iter()
-            .filter_map(|update| self.parameter_node(&update.name));
-        let roots = outputs
-            .iter()
-            .chain(updates)
-            .map(|named| resolved(named.node));
+        let updated = updates.iter().filter_map(|update| self.parameter_node(&update.name));
+        let roots = outputs.iter().chain(updates).map(|named| resolved(named.node));
         let needed = self.needed(roots.chain(updated), &resolved);
         let mut graph = Self::new();
         let mut map = HashMap::new();
@@ -441,11 +371,8 @@ impl Graph {
             if !needed[index] {
                 continue;
             }
-            let operands: Vec<NodeId> = node
-                .operands
-                .iter()
-                .map(|&operand| map[&resolved(operand)])
-                .collect();
+            let operands: Vec<NodeId> =
+                node.operands.iter().map(|&operand| map[&resolved(operand)]).collect();
             map.insert(NodeId(index), graph.push(node.op.clone(), &operands)?);
         }
         for output in outputs {
@@ -519,12 +446,7 @@ impl Graph {
                 node.operands.iter().map(|operand| map[operand.0]).collect();
             let id = match &node.op {
                 Op::Input { name, .. } => self.inlined_input(name, inputs)?,
-                Op::Parameter {
-                    name,
-                    shape,
-                    init,
-                    trainable,
-                } => {
+                Op::Parameter { name, shape, init, trainable } => {
                     let name = format!("{prefix}.{name}");
                     self.push(
                         Op::Parameter {
@@ -538,13 +460,7 @@ impl Graph {
                 }
                 Op::Dropout { rate, stream } => {
                     let stream = first_stream.saturating_add(*stream);
-                    self.push(
-                        Op::Dropout {
-                            rate: *rate,
-                            stream,
-                        },
-                        &operands,
-                    )?
+                    self.push(Op::Dropout { rate: *rate, stream }, &operands)?
                 }
                 op => self.push(op.clone(), &operands)?,
             };
@@ -553,11 +469,7 @@ impl Graph {
         for update in &other.updates {
             self.update(&format!("{prefix}.{}", update.name), map[update.node.0])?;
         }
-        Ok(other
-            .outputs
-            .iter()
-            .map(|output| (output.name.clone(), map[output.node.0]))
-            .collect())
+        Ok(other.outputs.iter().map(|output| (output.name.clone(), map[output.node.0])).collect())
     }
 
     fn inlined_input(
@@ -575,10 +487,7 @@ impl Graph {
         Err(GraphError::UnknownName {
             kind: "input among those given",
             name: name.to_owned(),
-            known: inputs
-                .iter()
-                .map(|(given, _)| (*given).to_owned())
-                .collect(),
+            known: inputs.iter().map(|(given, _)| (*given).to_owned()).collect(),
         })
     }
 }
@@ -590,10 +499,7 @@ fn claim(
     id: NodeId,
 ) -> Result<(), GraphError> {
     if name.is_empty() || names.contains_key(name) {
-        return Err(GraphError::Name {
-            kind,
-            name: name.to_owned(),
-        });
+        return Err(GraphError::Name { kind, name: name.to_owned() });
     }
     names.insert(name.to_owned(), id);
     Ok(())

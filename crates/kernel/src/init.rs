@@ -166,17 +166,11 @@ mod tests {
 
     #[test]
     fn normal_has_its_moments() {
-        let rule = Init::Normal {
-            mean: 1.0,
-            deviation: 2.0,
-        };
+        let rule = Init::Normal { mean: 1.0, deviation: 2.0 };
         let values = rule.values("w", &[10_001], 3);
         let mean = values.iter().sum::<f32>() / values.len() as f32;
-        let variance = values
-            .iter()
-            .map(|value| (value - mean).powi(2))
-            .sum::<f32>()
-            / values.len() as f32;
+        let variance =
+            values.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / values.len() as f32;
         assert!((mean - 1.0).abs() < 0.1, "mean {mean}");
         assert!((variance - 4.0).abs() < 0.2, "variance {variance}");
     }
@@ -184,9 +178,7 @@ mod tests {
     #[test]
     fn identity_of_a_convolution_is_its_centre_tap() {
         let values = Init::Identity.values("w", &[2, 2, 3, 3], 0);
-        let ones: Vec<usize> = (0..values.len())
-            .filter(|&index| values[index] == 1.0)
-            .collect();
+        let ones: Vec<usize> = (0..values.len()).filter(|&index| values[index] == 1.0).collect();
         assert_eq!(ones, [4, 31]);
     }
 }

@@ -13,13 +13,7 @@ impl Graph {
     /// A fully connected layer over the last dimension, with bias; PyTorch's default initialisation.
     pub fn linear_layer(&mut self, x: NodeId, name: &str, width_out: usize) -> Built {
         let fan_in = self.last_dimension("linear_layer", x)?;
-        self.linear_layer_with(
-            x,
-            name,
-            width_out,
-            Init::FanIn { fan_in },
-            Init::FanIn { fan_in },
-        )
+        self.linear_layer_with(x, name, width_out, Init::FanIn { fan_in }, Init::FanIn { fan_in })
     }
 
     /// A fully connected layer with chosen initialisation of `weight [width_out, width_in]` and `bias [width_out]`.
@@ -57,9 +51,7 @@ impl Graph {
             ));
         }
         let per_group = channels / conv.groups;
-        let init = Init::FanIn {
-            fan_in: per_group * kernel * kernel,
-        };
+        let init = Init::FanIn { fan_in: per_group * kernel * kernel };
         let weight = self.parameter(
             &format!("{name}.weight"),
             &[channels_out, per_group, kernel, kernel],
@@ -82,20 +74,11 @@ impl Graph {
         let &[_, channels, _] = self.shape(x) else {
             return Err(self.unfit("conv1d_layer", x, "x [n, c, l]"));
         };
-        let init = Init::FanIn {
-            fan_in: channels * kernel,
-        };
-        let weight = self.parameter(
-            &format!("{name}.weight"),
-            &[channels_out, channels, 1, kernel],
-            init,
-        )?;
+        let init = Init::FanIn { fan_in: channels * kernel };
+        let weight =
+            self.parameter(&format!("{name}.weight"), &[channels_out, channels, 1, kernel], init)?;
         let bias = self.parameter(&format!("{name}.bias"), &[channels_out], init)?;
-        let conv = Conv {
-            padding: [0, padding],
-            dilation: [1, dilation],
-            ..Conv::default()
-        };
+        let conv = Conv { padding: [0, padding], dilation: [1, dilation], ..Conv::default() };
         self.over_one_side(x, |graph, x| graph.conv2d(x, weight, Some(bias), conv))
     }
 
@@ -155,12 +138,8 @@ impl Graph {
         let squares = self.square(centred)?;
         let batch_variance = self.mean(squares, &axes)?;
         let batch_mean = self.reshape(batch_mean, &[])?;
-        let mean = self.running(
-            &format!("{name}.running_mean"),
-            Init::ZEROS,
-            batch_mean,
-            momentum,
-        )?;
+        let mean =
+            self.running(&format!("{name}.running_mean"), Init::ZEROS, batch_mean, momentum)?;
         let variance = self.running(
             &format!("{name}.running_variance"),
             Init::ONES,
@@ -230,11 +209,7 @@ impl Graph {
             return Err(self.unfit("attention", x, "three dimensions [n, t, d]"));
         };
         if !width.is_multiple_of(heads) {
-            return Err(self.unfit(
-                "attention",
-                x,
-                &format!("a width divisible by {heads} heads"),
-            ));
+            return Err(self.unfit("attention", x, &format!("a width divisible by {heads} heads")));
         }
         let split = self.reshape(x, &[length, heads, width / heads])?;
         self.permute(split, &[0, 2, 1, 3])

@@ -20,10 +20,7 @@ pub(crate) fn element_count(operator: &'static str, shape: &[usize]) -> Result<u
             expected: "no dimension of size 0",
         });
     }
-    let too_large = || GraphError::TooLarge {
-        operator,
-        shape: shape.to_vec(),
-    };
+    let too_large = || GraphError::TooLarge { operator, shape: shape.to_vec() };
     if shape.len() > RANK_MAX {
         return Err(too_large());
     }
@@ -81,49 +78,26 @@ fn check_arity(op: &Op, found: usize) -> Result<(), GraphError> {
     if fits {
         return Ok(());
     }
-    Err(GraphError::Arity {
-        operator: op.name(),
-        expected,
-        found,
-    })
+    Err(GraphError::Arity { operator: op.name(), expected, found })
 }
 
 /// Relies on the number of operands having been checked.
 fn infer_unchecked(op: &Op, shapes: &Shapes<'_>) -> Result<Vec<usize>, GraphError> {
     let mismatch = |expected: String| mismatch(op, shapes, expected);
     let require = |fits: bool, expected: &str| {
-        if fits {
-            Ok(())
-        } else {
-            Err(mismatch(expected.to_owned()))
-        }
+        if fits { Ok(()) } else { Err(mismatch(expected.to_owned())) }
     };
     match op {
         Op::Input { shape, batched, .. } => {
-            require(
-                !batched || !shape.is_empty(),
-                "a leading dimension for the batch",
-            )?;
+            require(!batched || !shape.is_empty(), "a leading dimension for the batch")?;
             Ok(shape.clone())
         }
         Op::Parameter { shape, init, .. } => {
-            check_attribute(
-                op,
-                "init",
-                init,
-                init.is_sound(),
-                "finite numbers and fans above 0",
-            )?;
+            check_attribute(op, "init", init, init.is_sound(), "finite numbers and fans above 0")?;
             Ok(shape.clone())
         }
         Op::Constant(tensor) => {
-            check_attribute(
-                op,
-                "data",
-                "not finite",
-                tensor.is_finite(),
-                "finite numbers",
-            )?;
+            check_attribute(op, "data", "not finite", tensor.is_finite(), "finite numbers")?;
             Ok(tensor.shape().to_vec())
         }
         Op::Unary(function) => {
@@ -141,29 +115,22 @@ fn infer_unchecked(op: &Op, shapes: &Shapes<'_>) -> Result<Vec<usize>, GraphErro
                     .to_owned(),
             )
         }),
-        Op::MatMul {
-            transpose_a,
-            transpose_b,
-        } => mat_mul(shapes[0], *transpose_a, shapes[1], *transpose_b).map_err(mismatch),
+        Op::MatMul { transpose_a, transpose_b } => {
+            mat_mul(shapes[0], *transpose_a, shapes[1], *transpose_b).map_err(mismatch)
+        }
         Op::Conv2d(conv) => {
             conv_result(op, conv, shapes[0], shapes[1]).map_err(|error| error.or(op, shapes))
         }
         Op::Conv2dInputGradient(conv) => {
             let result = conv_result(op, conv, shapes[2], shapes[1])
                 .map_err(|error| error.or(op, shapes))?;
-            require(
-                result == shapes[0],
-                "a gradient of the convolution's result shape",
-            )?;
+            require(result == shapes[0], "a gradient of the convolution's result shape")?;
             Ok(shapes[2].to_vec())
         }
         Op::Conv2dWeightGradient(conv) => {
             let result = conv_result(op, conv, shapes[0], shapes[2])
                 .map_err(|error| error.or(op, shapes))?;
-            require(
-                result == shapes[1],
-                "a gradient of the convolution's result shape",
-            )?;
+            require(result == shapes[1], "a gradient of the convolution's result shape")?;
             Ok(shapes[2].to_vec())
         }
         Op::MaxPool(pool) | Op::AvgPool(pool) => {
@@ -197,13 +164,7 @@ fn infer_unchecked(op: &Op, shapes: &Shapes<'_>) -> Result<Vec<usize>, GraphErro
             Ok(shapes[0].to_vec())
         }
         Op::Dropout { rate, .. } => {
-            check_attribute(
-                op,
-                "rate",
-                rate,
-                (0.0..1.0).contains(rate),
-                "from 0 to below 1",
-            )?;
+            check_attribute(op, "rate", rate, (0.0..1.0).contains(rate), "from 0 to below 1")?;
             require(shapes[1].is_empty(), "a scalar seed as second operand")?;
             Ok(shapes[0].to_vec())
         }
@@ -212,10 +173,7 @@ fn infer_unchecked(op: &Op, shapes: &Shapes<'_>) -> Result<Vec<usize>, GraphErro
             Ok(shapes[0].to_vec())
         }
         Op::Gather => {
-            require(
-                shapes[0].len() == 2,
-                "a table of shape [rows, width] and indices",
-            )?;
+            require(shapes[0].len() == 2, "a table of shape [rows, width] and indices")?;
             Ok([shapes[1], &shapes[0][1..]].concat())
         }
         Op::ScatterAdd => {
@@ -229,29 +187,18 @@ fn infer_unchecked(op: &Op, shapes: &Shapes<'_>) -> Result<Vec<usize>, GraphErro
         Op::Reshape(extents) => reshape(extents, shapes[0]).map_err(mismatch),
         Op::ReshapeLike => {
             let count = |shape: &[usize]| shape.iter().product::<usize>();
-            require(
-                count(shapes[0]) == count(shapes[1]),
-                "equally many elements",
-            )?;
+            require(count(shapes[0]) == count(shapes[1]), "equally many elements")?;
             Ok(shapes[1].to_vec())
         }
         Op::Permute(order) => {
             let mut sorted = order.clone();
             sorted.sort_unstable();
             let fits = sorted.into_iter().eq(0..shapes[0].len());
-            check_attribute(
-                op,
-                "order",
-                order,
-                fits,
-                "each dimension of the operand once",
-            )?;
+            check_attribute(op, "order", order, fits, "each dimension of the operand once")?;
             Ok(order.iter().map(|&axis| shapes[0][axis]).collect())
         }
         Op::Concat { axis } => concat(*axis, shapes).ok_or_else(|| {
-            mismatch(format!(
-                "shapes that have a dimension {axis} and agree in all others"
-            ))
+            mismatch(format!("shapes that have a dimension {axis} and agree in all others"))
         }),
         Op::Slice { axis, start, end } => {
             let size = shapes[0].get(*axis).copied().unwrap_or(0);
@@ -294,10 +241,7 @@ fn infer_unchecked(op: &Op, shapes: &Shapes<'_>) -> Result<Vec<usize>, GraphErro
             Ok(shapes[1].to_vec())
         }
         Op::CrossEntropy => {
-            require(
-                is_labelled(shapes[0], shapes[1]),
-                "logits [.., classes] and labels [..]",
-            )?;
+            require(is_labelled(shapes[0], shapes[1]), "logits [.., classes] and labels [..]")?;
             Ok(Vec::new())
         }
         Op::CrossEntropyGradient => {
@@ -343,13 +287,7 @@ fn check_unary(op: &Op, function: Unary) -> Result<(), GraphError> {
     match function {
         Unary::Clamp { low, high } | Unary::Within { low, high } => {
             let fits = low.is_finite() && high.is_finite() && low <= high;
-            check_attribute(
-                op,
-                "low and high",
-                (low, high),
-                fits,
-                "finite, low not above high",
-            )
+            check_attribute(op, "low and high", (low, high), fits, "finite, low not above high")
         }
         Unary::Scale { factor: value } | Unary::Offset { by: value } => {
             check_attribute(op, "value", value, value.is_finite(), "a finite number")
@@ -375,13 +313,7 @@ fn check_unary(op: &Op, function: Unary) -> Result<(), GraphError> {
 fn check_axes(op: &Op, axes: &[usize], shape: &[usize]) -> Result<(), GraphError> {
     let ascending = axes.windows(2).all(|pair| pair[0] < pair[1]);
     let fits = ascending && axes.last().is_none_or(|&last| last < shape.len());
-    check_attribute(
-        op,
-        "axes",
-        (axes, shape),
-        fits,
-        "ascending dimensions of the operand",
-    )
+    check_attribute(op, "axes", (axes, shape), fits, "ascending dimensions of the operand")
 }
 
 fn check_normalise(op: &Op, attributes: &Normalise, shape: &[usize]) -> Result<(), GraphError> {
@@ -400,10 +332,7 @@ fn check_normalise(op: &Op, attributes: &Normalise, shape: &[usize]) -> Result<(
 pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let size = |shape: &[usize], from_end: usize| {
-        shape
-            .len()
-            .checked_sub(from_end)
-            .map_or(1, |index| shape[index])
+        shape.len().checked_sub(from_end).map_or(1, |index| shape[index])
     };
     (1..=rank)
         .rev()
@@ -434,9 +363,7 @@ fn mat_mul(
     let (rows, inner) = matrix(a, transpose_a).ok_or_else(needs_matrices)?;
     let (inner_b, columns) = matrix(b, transpose_b).ok_or_else(needs_matrices)?;
     if inner != inner_b {
-        return Err(format!(
-            "a second operand with inner dimension {inner}, found {inner_b}"
-        ));
+        return Err(format!("a second operand with inner dimension {inner}, found {inner_b}"));
     }
     let lead = &a[..a.len() - 2];
     let shared = b.len() == 2 && (!transpose_a || a.len() == 2);
@@ -475,19 +402,9 @@ fn conv_result(
     x: &[usize],
     weight: &[usize],
 ) -> Result<Vec<usize>, WindowError> {
-    let positive = conv.groups > 0
-        && conv
-            .stride
-            .iter()
-            .chain(&conv.dilation)
-            .all(|&value| value > 0);
-    check_attribute(
-        op,
-        "attributes",
-        conv,
-        positive,
-        "stride, dilation and groups above 0",
-    )?;
+    let positive =
+        conv.groups > 0 && conv.stride.iter().chain(&conv.dilation).all(|&value| value > 0);
+    check_attribute(op, "attributes", conv, positive, "stride, dilation and groups above 0")?;
     let (&[n, channels, height, width], &[out, per_group, kernel_h, kernel_w]) = (x, weight) else {
         return Err(WindowError::Expected(
             "x [n, c, h, w] and weight [o, c / groups, kh, kw]".to_owned(),
@@ -517,46 +434,25 @@ fn conv_result(
             ))
         })
     };
-    Ok(vec![
-        n,
-        out,
-        size(0, height, kernel_h)?,
-        size(1, width, kernel_w)?,
-    ])
+    Ok(vec![n, out, size(0, height, kernel_h)?, size(1, width, kernel_w)?])
 }
 
 fn pool_result(op: &Op, pool: &Pool, x: &[usize]) -> Result<Vec<usize>, WindowError> {
-    let positive = pool
-        .kernel
-        .iter()
-        .chain(&pool.stride)
-        .all(|&value| value > 0);
-    check_attribute(
-        op,
-        "attributes",
-        pool,
-        positive,
-        "kernel and stride above 0",
-    )?;
+    let positive = pool.kernel.iter().chain(&pool.stride).all(|&value| value > 0);
+    check_attribute(op, "attributes", pool, positive, "kernel and stride above 0")?;
     let half = (0..2).all(|side| pool.padding[side] <= pool.kernel[side] / 2);
     check_attribute(op, "padding", pool.padding, half, "at most half the kernel")?;
     let &[n, channels, height, width] = x else {
         return Err(WindowError::Expected("x [n, c, h, w]".to_owned()));
     };
     let size = |side: usize, length: usize| {
-        window_count(
-            length,
-            pool.kernel[side],
-            pool.stride[side],
-            pool.padding[side],
-            1,
-        )
-        .ok_or_else(|| {
-            WindowError::Expected(format!(
-                "a padded side of at least {}; {length} is too short",
-                pool.kernel[side]
-            ))
-        })
+        window_count(length, pool.kernel[side], pool.stride[side], pool.padding[side], 1)
+            .ok_or_else(|| {
+                WindowError::Expected(format!(
+                    "a padded side of at least {}; {length} is too short",
+                    pool.kernel[side]
+                ))
+            })
     };
     Ok(vec![n, channels, size(0, height)?, size(1, width)?])
 }
@@ -570,10 +466,7 @@ fn window_count(
     dilation: usize,
 ) -> Option<usize> {
     let padded = padding.checked_mul(2)?.checked_add(length)?;
-    let reach = kernel
-        .checked_sub(1)?
-        .checked_mul(dilation)?
-        .checked_add(1)?;
+    let reach = kernel.checked_sub(1)?.checked_mul(dilation)?.checked_add(1)?;
     Some(padded.checked_sub(reach)? / stride + 1)
 }
 
@@ -587,10 +480,7 @@ fn reshape(extents: &[Extent], from: &[usize]) -> Result<Vec<usize>, String> {
         })
         .filter(|&known| known > 0)
         .ok_or_else(|| format!("sizes above 0 whose product is {count}"))?;
-    let rests = extents
-        .iter()
-        .filter(|&&extent| extent == Extent::Rest)
-        .count();
+    let rests = extents.iter().filter(|&&extent| extent == Extent::Rest).count();
     let fits = match rests {
         0 => known == count,
         1 => count.is_multiple_of(known),

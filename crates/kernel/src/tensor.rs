@@ -33,10 +33,7 @@ impl TryFrom<RawTensor> for Tensor {
 
 impl From<Tensor> for RawTensor {
     fn from(tensor: Tensor) -> Self {
-        Self {
-            shape: tensor.shape,
-            data: tensor.data,
-        }
+        Self { shape: tensor.shape, data: tensor.data }
     }
 }
 
@@ -65,18 +62,12 @@ impl Tensor {
     pub fn full(shape: impl Into<Vec<usize>>, value: f32) -> Result<Self, GraphError> {
         let shape = shape.into();
         let len = element_count("tensor", &shape)?;
-        Ok(Self {
-            shape,
-            data: vec![value; len],
-        })
+        Ok(Self { shape, data: vec![value; len] })
     }
 
     /// A scalar.
     pub fn scalar(value: f32) -> Self {
-        Self {
-            shape: Vec::new(),
-            data: vec![value],
-        }
+        Self { shape: Vec::new(), data: vec![value] }
     }
 
     /// Sizes of the dimensions, outermost first.
@@ -167,9 +158,7 @@ impl Params {
 
     /// The same tensors with `prefix` and a dot before each name, as [`crate::Graph::inline`] names them.
     pub fn prefixed(&self, prefix: &str) -> Self {
-        self.iter()
-            .map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone()))
-            .collect()
+        self.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect()
     }
 }
 

@@ -6,10 +6,7 @@ use kernel::{Graph, GraphError, Init, to_canonical_json};
 fn classifier() -> Graph {
     let mut graph = Graph::new();
     let x = graph.input("x", &[8, 3, 6, 6]).unwrap();
-    let conv = Conv {
-        padding: [1, 1],
-        ..Conv::default()
-    };
+    let conv = Conv { padding: [1, 1], ..Conv::default() };
     let y = graph.conv2d_layer(x, "conv", 4, 3, conv).unwrap();
     let y = graph.batch_norm(y, "norm", 0.9, 1e-5).unwrap();
     let y = graph.relu(y).unwrap();
@@ -37,14 +34,10 @@ fn a_written_graph_is_checked_when_read() {
     let text = to_canonical_json(&classifier()).unwrap();
     let wrong = text.replace("\"shape\":[8,3,6,6]", "\"shape\":[8,2,6,6]");
     assert_ne!(wrong, text);
-    let error = serde_json::from_str::<Graph>(&wrong)
-        .unwrap_err()
-        .to_string();
+    let error = serde_json::from_str::<Graph>(&wrong).unwrap_err().to_string();
     assert!(error.contains("conv2d"), "{error}");
     let ahead = r#"{"nodes":[{"op":"softmax","operands":[0]}],"outputs":[],"updates":[]}"#;
-    let error = serde_json::from_str::<Graph>(ahead)
-        .unwrap_err()
-        .to_string();
+    let error = serde_json::from_str::<Graph>(ahead).unwrap_err().to_string();
     assert!(error.contains("node 0 does not exist"), "{error}");
 }
 
@@ -59,11 +52,7 @@ fn an_error_names_operator_shapes_and_expectation() {
         "mat_mul: input shapes [[8, 32], [16, 4]] do not fit; expected a second operand with inner dimension 32, found 16"
     );
     assert!(graph.add(a, b).is_err());
-    assert_eq!(
-        graph.nodes().len(),
-        2,
-        "a refused operator leaves nothing behind"
-    );
+    assert_eq!(graph.nodes().len(), 2, "a refused operator leaves nothing behind");
 }
 
 #[test]
@@ -83,10 +72,7 @@ fn a_batch_that_moves_is_refused() {
     let turned = graph.transpose(x, 0, 1).unwrap();
     graph.output("y", turned).unwrap();
     let error = graph.with_batch(8).unwrap_err();
-    assert!(
-        matches!(error, GraphError::BatchNotLeading { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, GraphError::BatchNotLeading { .. }), "{error}");
 }
 
 #[test]
@@ -97,11 +83,7 @@ fn inference_has_no_dropout_and_no_updates() {
     let names: Vec<&str> = served.inputs().map(|(name, _)| name).collect();
     assert_eq!(names, ["x"], "neither labels nor step");
     assert!(served.updates().is_empty());
-    assert!(
-        served
-            .parameters()
-            .any(|(name, _)| name == "norm.running_mean")
-    );
+    assert!(served.parameters().any(|(name, _)| name == "norm.running_mean"));
 }
 
 #[test]
@@ -118,15 +100,7 @@ fn inlining_prefixes_parameters_and_adapts_the_batch() {
     let second = host.inline(&block, &[("x", first)], "two").unwrap()["y"];
     assert_eq!(host.shape(second), [64, 32]);
     let names: Vec<&str> = host.trainable().collect();
-    assert_eq!(
-        names,
-        [
-            "one.fc.bias",
-            "one.fc.weight",
-            "two.fc.bias",
-            "two.fc.weight"
-        ]
-    );
+    assert_eq!(names, ["one.fc.bias", "one.fc.weight", "two.fc.bias", "two.fc.weight"]);
     let before = host.clone();
     assert!(host.inline(&block, &[("x", x)], "one").is_err());
     assert_eq!(host, before, "a failed inline changes nothing");
@@ -139,30 +113,17 @@ fn parameters_start_the_same_for_the_same_seed() {
     assert_eq!(params, graph.init_params(7));
     assert_ne!(params, graph.init_params(8));
     assert_eq!(params.len(), graph.parameters().count());
-    assert!(
-        params
-            .get("norm.running_variance")
-            .unwrap()
-            .data()
-            .iter()
-            .all(|&value| value == 1.0)
-    );
+    assert!(params.get("norm.running_variance").unwrap().data().iter().all(|&value| value == 1.0));
 }
 
 #[test]
 fn sizes_that_overflow_are_refused() {
     let mut graph = Graph::new();
     let huge = [usize::MAX, usize::MAX];
-    assert!(matches!(
-        graph.input("x", &huge),
-        Err(GraphError::TooLarge { .. })
-    ));
+    assert!(matches!(graph.input("x", &huge), Err(GraphError::TooLarge { .. })));
     assert!(graph.input("x", &[4, 0]).is_err());
     let x = graph.input("x", &[1, 1, 4, 4]).unwrap();
     let w = graph.parameter("w", &[1, 1, 3, 3], Init::ZEROS).unwrap();
-    let conv = Conv {
-        dilation: [usize::MAX, 1],
-        ..Conv::default()
-    };
+    let conv = Conv { dilation: [usize::MAX, 1], ..Conv::default() };
     assert!(graph.conv2d(x, w, None, conv).is_err());
 }

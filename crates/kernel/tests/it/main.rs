@@ -1,3 +1,5 @@
 //! Black-box tests of the tensor engine.
 
+mod cases;
+mod gradient;
 mod graph;
