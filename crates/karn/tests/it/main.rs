@@ -1,2 +1,3 @@
 //! Black-box tests of the catalogue.
+mod graphs;
 mod selection;

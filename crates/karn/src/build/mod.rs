@@ -1,0 +1,116 @@
+//! From a template to its graph: `plain` (functions without neighbours), `residual` (blocks over features),
+//! `spatial` (blocks over positions), `attention` (gates and attention), all drawn with `sketch`.
+
+mod attention;
+mod plain;
+mod residual;
+mod sketch;
+mod spatial;
+
+use kernel::{Graph, GraphError};
+use leyline::ids::BlueprintId;
+
+use crate::blueprint::{Blueprint, Tier};
+use crate::parameters::{Parameters, ParametersError};
+use crate::site::Site;
+use sketch::Sketch;
+
+/// Name of a kernel's input: the activation of the host at the slot.
+pub const INPUT: &str = "input";
+
+/// Name of a kernel's output: what takes the activation's place, in the same shape.
+pub const OUTPUT: &str = "output";
+
+/// Samples in the batch a graph is built for; [`Graph::with_batch`] changes it. The published guards are taken at it.
+pub const BATCH: usize = 8;
+
+/// Why a graph was not built.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum BuildError {
+    /// The parameters do not fit the blueprint.
+    #[error(transparent)]
+    Parameters(#[from] ParametersError),
+    /// The template is in the catalogue, but has no graph yet.
+    #[error("blueprint {blueprint} ({name}) has no graph yet; BP001 to BP018 have one")]
+    NotYetBuilt {
+        /// The blueprint.
+        blueprint: BlueprintId,
+        /// Its name.
+        name: &'static str,
+    },
+    /// The template is a stressor, which this version never builds.
+    #[error(
+        "blueprint {blueprint} ({name}) is a stressor; it is built for quarantine only, which this version does not have"
+    )]
+    Stressor {
+        /// The blueprint.
+        blueprint: BlueprintId,
+        /// Its name.
+        name: &'static str,
+    },
+    /// The site does not suit the operators: a size of zero, or one too large.
+    #[error("blueprint {blueprint} cannot be built for {site}")]
+    Site {
+        /// The blueprint.
+        blueprint: BlueprintId,
+        /// The site asked for.
+        site: Site,
+        /// Which operator refused, and why.
+        source: GraphError,
+    },
+}
+
+/// Builds the graph of a blueprint for a site: one input [`INPUT`], one output [`OUTPUT`] of the same shape, for
+/// [`BATCH`] samples. The same arguments give the same graph, byte for byte.
+///
+/// # Errors
+/// [`BuildError`]; parameters are checked before anything is built.
+pub fn build(
+    blueprint: &Blueprint,
+    parameters: &Parameters,
+    site: &Site,
+) -> Result<Graph, BuildError> {
+    blueprint.check(parameters)?;
+    let (id, name) = (blueprint.id(), blueprint.name());
+    if blueprint.tier() == Tier::HighRisk {
+        return Err(BuildError::Stressor { blueprint: id.clone(), name });
+    }
+    let Some(draw) = drawing(id.as_str()) else {
+        return Err(BuildError::NotYetBuilt { blueprint: id.clone(), name });
+    };
+    let draw_whole = || {
+        let mut sketch = Sketch::new(*site)?;
+        let input = sketch.input();
+        let output = draw(&mut sketch, input, parameters)?;
+        sketch.finish(output)
+    };
+    draw_whole().map_err(|source| BuildError::Site { blueprint: id.clone(), site: *site, source })
+}
+
+/// Adds a template's nodes to a sketch and returns the one that takes the input's place.
+type Draw = fn(&mut Sketch, kernel::NodeId, &Parameters) -> Result<kernel::NodeId, GraphError>;
+
+/// Templates by id, one line each: a name is for people and may be like another's.
+fn drawing(id: &str) -> Option<Draw> {
+    Some(match id {
+        "BP001" => plain::identity_passthrough,
+        "BP002" => plain::linear_projection,
+        "BP003" => plain::layer_norm_basic,
+        "BP004" => plain::dropout_light,
+        "BP005" => plain::relu_activation,
+        "BP006" => plain::batch_norm_1d,
+        "BP007" => spatial::pooling_max,
+        "BP008" => residual::skip_connection,
+        "BP009" => residual::residual_block,
+        "BP010" => residual::concat_fusion,
+        "BP011" => plain::gelu_activation,
+        "BP012" => plain::layer_scaling,
+        "BP013" => spatial::grouped_conv,
+        "BP014" => residual::highway_gate,
+        "BP015" => spatial::depthwise_separable,
+        "BP016" => attention::squeeze_excitation,
+        "BP017" => attention::channel_attention,
+        "BP018" => attention::spatial_attention,
+        _ => return None,
+    })
+}
