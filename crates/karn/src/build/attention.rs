@@ -42,7 +42,7 @@ fn unit_gate(sketch: &mut Sketch, x: NodeId, logit: NodeId) -> Built {
 pub(super) fn channel_attention(sketch: &mut Sketch, x: NodeId, parameters: &Parameters) -> Built {
     let MapSize { channels, height, width } = sketch.site.map();
     let (heads, positions) = (divisor(channels, value(parameters, "heads")), height * width);
-    let map = sketch.to_map(x)?;
+    let map = sketch.as_map(x)?;
     let split = [heads, channels / heads, positions];
     let mut project = |name| {
         let start = Start::Linear { gain: 1.0, bias: 0.0 };
@@ -64,7 +64,7 @@ pub(super) fn channel_attention(sketch: &mut Sketch, x: NodeId, parameters: &Par
 
     let mixed = sketch.graph.reshape(mixed, &[channels, height, width])?;
     let branch = sketch.conv(mixed, "out", Window::point(channels), Start::Zero)?;
-    let branch = sketch.from_map(branch)?;
+    let branch = sketch.restore(branch)?;
     sketch.graph.add(x, branch)
 }
 
@@ -74,7 +74,7 @@ pub(super) fn channel_attention(sketch: &mut Sketch, x: NodeId, parameters: &Par
 pub(super) fn spatial_attention(sketch: &mut Sketch, x: NodeId, parameters: &Parameters) -> Built {
     let MapSize { channels, height, width } = sketch.site.map();
     let radius = whole(value(parameters, "radius"));
-    let map = sketch.to_map(x)?;
+    let map = sketch.as_map(x)?;
     let mean = sketch.graph.mean_keep(map, &[1])?;
     let columns = sketch.graph.reshape(map, &[1, channels, height * width])?;
     let over_channels = Pool { kernel: [channels, 1], stride: [1, 1], padding: [0, 0] };
@@ -84,5 +84,5 @@ pub(super) fn spatial_attention(sketch: &mut Sketch, x: NodeId, parameters: &Par
     let window = Window { kernel: 2 * radius + 1, channels_out: 1, groups: 1 };
     let logit = sketch.conv(described, "neighbourhood", window, Start::Zero)?;
     let gated = unit_gate(sketch, map, logit)?;
-    sketch.from_map(gated)
+    sketch.restore(gated)
 }

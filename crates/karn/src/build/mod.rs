@@ -56,7 +56,7 @@ pub enum BuildError {
         /// The site asked for.
         site: Site,
         /// Which operator refused, and why.
-        source: GraphError,
+        source: Box<GraphError>,
     },
 }
 
@@ -84,7 +84,10 @@ pub fn build(
         let output = draw(&mut sketch, input, parameters)?;
         sketch.finish(output)
     };
-    draw_whole().map_err(|source| BuildError::Site { blueprint: id.clone(), site: *site, source })
+    draw_whole().map_err(|source| {
+        let source = Box::new(source);
+        BuildError::Site { blueprint: id.clone(), site: *site, source }
+    })
 }
 
 /// Adds a template's nodes to a sketch and returns the one that takes the input's place.

@@ -49,9 +49,9 @@ pub(super) fn batch_norm_1d(sketch: &mut Sketch, x: NodeId, parameters: &Paramet
     if sketch.site.feature_axis() == 1 {
         return sketch.graph.batch_norm(x, "norm", momentum, BATCH_NORM_EPSILON);
     }
-    let map = sketch.to_map(x)?;
+    let map = sketch.as_map(x)?;
     let normal = sketch.graph.batch_norm(map, "norm", momentum, BATCH_NORM_EPSILON)?;
-    sketch.from_map(normal)
+    sketch.restore(normal)
 }
 
 /// BP011. `x Phi(x)` (Hendrycks and Gimpel 2016).

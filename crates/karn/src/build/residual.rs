@@ -69,7 +69,7 @@ fn branch(sketch: &mut Sketch, x: NodeId, index: usize, width_out: usize) -> Bui
             sketch.graph.silu(hidden)
         });
     }
-    let map = sketch.to_map(x)?;
+    let map = sketch.as_map(x)?;
     let window = Window { kernel: 2 * index + 1, channels_out: width_out, groups: 1 };
     let hidden = sketch.conv(map, &format!("{name}.layer0"), window, Start::Hidden)?;
     let hidden = sketch.graph.silu(hidden)?;

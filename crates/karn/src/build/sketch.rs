@@ -102,7 +102,7 @@ impl Sketch {
     }
 
     /// The map view of an activation of the site.
-    pub(super) fn to_map(&mut self, x: NodeId) -> Built {
+    pub(super) fn as_map(&mut self, x: NodeId) -> Built {
         let MapSize { channels, height, width } = self.site.map();
         match self.site {
             Site::Image { .. } => Ok(x),
@@ -115,7 +115,7 @@ impl Sketch {
     }
 
     /// Back from the map view.
-    pub(super) fn from_map(&mut self, map: NodeId) -> Built {
+    pub(super) fn restore(&mut self, map: NodeId) -> Built {
         match self.site {
             Site::Image { .. } => Ok(map),
             Site::Vector { features } => self.graph.reshape(map, &[features]),

@@ -9,9 +9,9 @@ use crate::parameters::Parameters;
 /// position: max pooling with stride 1, which keeps the shape (as in Szegedy et al. 2015).
 pub(super) fn pooling_max(sketch: &mut Sketch, x: NodeId, parameters: &Parameters) -> Built {
     let kernel = odd(value(parameters, "kernel"));
-    let map = sketch.to_map(x)?;
+    let map = sketch.as_map(x)?;
     let pooled = sketch.neighbourhood_max(map, kernel)?;
-    sketch.from_map(pooled)
+    sketch.restore(pooled)
 }
 
 /// BP013. `x + P ReLU(G x)`: a convolution of 3 positions per side whose channels are split into `groups`
@@ -38,11 +38,11 @@ pub(super) fn depthwise_separable(
 }
 
 fn convolve_and_project(sketch: &mut Sketch, x: NodeId, name: &str, window: Window) -> Built {
-    let map = sketch.to_map(x)?;
+    let map = sketch.as_map(x)?;
     let hidden = sketch.conv(map, name, window, Start::Hidden)?;
     let hidden = sketch.graph.relu(hidden)?;
     let point = Window::point(window.channels_out);
     let branch = sketch.conv(hidden, "pointwise", point, Start::Zero)?;
-    let branch = sketch.from_map(branch)?;
+    let branch = sketch.restore(branch)?;
     sketch.graph.add(x, branch)
 }
