@@ -1,0 +1,204 @@
+//! What can go wrong, and what the caller should do about it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kernel::Digest;
+
+use crate::record::RecordId;
+
+/// Why the library could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A directory could not be made or is not writable.
+    #[error(
+        "cannot use directory {path}; make it writable or set URZA_ARTIFACT_DIR and URZA_DATABASE_URL elsewhere"
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The catalogue was written by a newer version of this program.
+    #[error(
+        "catalogue {path} has schema version {version}, which this version does not know; use the newer program or another URZA_DATABASE_URL"
+    )]
+    Newer {
+        /// The catalogue's file.
+        path: PathBuf,
+        /// The unknown version found in it.
+        version: i64,
+    },
+    /// A migration that was applied is not the one this program carries, or was left half done.
+    #[error(
+        "catalogue {path} was altered (schema version {version}); restore it from a copy or set another URZA_DATABASE_URL"
+    )]
+    Altered {
+        /// The catalogue's file.
+        path: PathBuf,
+        /// The version at fault.
+        version: i64,
+    },
+    /// SQLite could not open or migrate the file.
+    #[error(
+        "cannot open catalogue {path}; check that it is a SQLite file and that its directory is writable"
+    )]
+    Catalogue {
+        /// The catalogue's file.
+        path: PathBuf,
+        /// What the database said.
+        source: sqlx::Error,
+    },
+    /// A migration failed.
+    #[error("cannot bring catalogue {path} up to date")]
+    Migrate {
+        /// The catalogue's file.
+        path: PathBuf,
+        /// What the migrator said.
+        source: sqlx::migrate::MigrateError,
+    },
+}
+
+/// Why the store did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFault {
+    /// The database reported an error.
+    #[error("the catalogue reported an error")]
+    Database(#[from] sqlx::Error),
+    /// The database did not answer in time.
+    #[error("the catalogue did not answer within {0:?}")]
+    TimedOut(Duration),
+}
+
+/// Why a question to the catalogue has no answer. Never means "not found".
+#[derive(Debug, thiserror::Error)]
+pub enum LibraryError {
+    /// The store did not answer. Ask again later.
+    #[error("the library is unavailable; retry")]
+    Unavailable(#[from] StoreFault),
+    /// A row cannot be read as a record; a person must look at it.
+    #[error(
+        "catalogue row {id} has an unreadable {column}; remove the row, the forge builds it again"
+    )]
+    BadRow {
+        /// The row.
+        id: RecordId,
+        /// The column that cannot be read.
+        column: &'static str,
+    },
+}
+
+/// Why an artifact was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The tier is unspecified. It decides how a kernel is handled, so it is never guessed.
+    #[error("an artifact needs the tier of its blueprint")]
+    TierUnspecified,
+    /// The job cannot be keyed.
+    #[error(transparent)]
+    Job(#[from] crate::job::JobKeyError),
+    /// The artifact has no bytes, or more than the library takes.
+    #[error("an artifact has 1 to {max} bytes, this one has {found}")]
+    Size {
+        /// The bound, `Config::artifact_bytes_max`.
+        max: usize,
+        /// Bytes of the artifact.
+        found: usize,
+    },
+    /// The file could not be written.
+    #[error("cannot write artifact {path}; check space and rights of URZA_ARTIFACT_DIR")]
+    Write {
+        /// The file or directory at fault.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Writing took too long.
+    #[error("writing the artifact took longer than {0:?}; retry")]
+    TimedOut(Duration),
+    /// The file is durable but its record is not; storing again is safe and completes it.
+    #[error("the artifact is stored but not catalogued; store it again")]
+    Catalogue(#[from] LibraryError),
+}
+
+/// Why the library could not hand out an artifact that it has a record of.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The record stands, the file does not.
+    #[error("artifact {path} does not exist")]
+    NotFound {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The file is not what its name says.
+    #[error("artifact {path} is not the file of digest {expected}: {found}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// The digest of the record.
+        expected: Digest,
+        /// How it differs.
+        found: Mismatch,
+    },
+    /// The file could not be read.
+    #[error("cannot read artifact {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Hashing took too long.
+    #[error("verifying artifact {path} took longer than {limit:?}")]
+    TimedOut {
+        /// The file.
+        path: PathBuf,
+        /// `Config::file_timeout`.
+        limit: Duration,
+    },
+}
+
+/// How a file differs from its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mismatch {
+    /// Another number of bytes; it was not even hashed.
+    Size(u64),
+    /// Other contents.
+    Digest(Digest),
+    /// Not a regular file.
+    Kind,
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Size(bytes) => write!(f, "it has {bytes} bytes"),
+            Self::Digest(digest) => write!(f, "it hashes to {digest}"),
+            Self::Kind => f.write_str("it is not a regular file"),
+        }
+    }
+}
+
+/// What the caller should do about a [`FetchError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Have it built again.
+    Compile,
+    /// Put it into quarantine, then have it built again.
+    Quarantine,
+    /// Ask again later.
+    Retry,
+}
+
+impl FetchError {
+    /// Decided here, once, so that every caller reacts alike.
+    pub const fn remedy(&self) -> Remedy {
+        match self {
+            Self::NotFound { .. } => Remedy::Compile,
+            Self::Corrupt { .. } => Remedy::Quarantine,
+            Self::Read { .. } | Self::TimedOut { .. } => Remedy::Retry,
+        }
+    }
+}

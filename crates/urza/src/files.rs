@@ -1,0 +1,179 @@
+//! The artifact directory. A file's name is its SHA-256; it appears whole or not at all.
+//! Everything here blocks.
+//!
+//! `ab/abcdef….safetensors` the artifacts, `tmp/` files being written, `quarantine/` what was found
+//! to be something else than its name says.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use kernel::Digest;
+
+use crate::error::{FetchError, Mismatch};
+
+const TMP: &str = "tmp";
+const QUARANTINE: &str = "quarantine";
+const EXTENSION: &str = "safetensors";
+
+/// Which file it is, as far as the system can tell. Another writer leaves another identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified_ns: i128,
+}
+
+impl Identity {
+    fn of(metadata: &fs::Metadata) -> Self {
+        let modified_ns =
+            i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        Self { device: metadata.dev(), inode: metadata.ino(), bytes: metadata.len(), modified_ns }
+    }
+}
+
+/// The artifact directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    root: PathBuf,
+}
+
+impl Files {
+    /// Makes the directory and proves that it can be written.
+    pub(crate) fn open(root: &Path) -> Result<Self, (PathBuf, io::Error)> {
+        let fault = |path: &Path| {
+            let path = path.to_owned();
+            move |error| (path, error)
+        };
+        fs::create_dir_all(root).map_err(fault(root))?;
+        let root = root.canonicalize().map_err(fault(root))?;
+        for name in [TMP, QUARANTINE] {
+            let path = root.join(name);
+            fs::create_dir_all(&path).map_err(fault(&path))?;
+        }
+        tempfile::tempfile_in(root.join(TMP)).map_err(fault(&root.join(TMP)))?;
+        Ok(Self { root })
+    }
+
+    /// Where the artifact of this digest stands; an absolute path.
+    pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.to_hex();
+        self.root.join(&hex[..2]).join(format!("{hex}.{EXTENSION}"))
+    }
+
+    /// Writes an artifact so that a crash at any point leaves the whole file or none: temporary
+    /// file, sync, rename, sync of the directories. An existing file of the same name is replaced,
+    /// which heals one that was corrupt; readers that have it open keep what they opened.
+    pub(crate) fn write(
+        &self,
+        digest: &Digest,
+        bytes: &[u8],
+    ) -> Result<PathBuf, (PathBuf, io::Error)> {
+        let path = self.path(digest);
+        self.write_at(&path, bytes).map_err(|error| (path.clone(), error))?;
+        Ok(path)
+    }
+
+    fn write_at(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut temporary =
+            tempfile::Builder::new().prefix("store-").tempfile_in(self.root.join(TMP))?;
+        temporary.write_all(bytes)?;
+        temporary.as_file().sync_all()?;
+        let shard = path.parent().unwrap_or(&self.root);
+        let shard_is_new = !shard.exists();
+        fs::create_dir_all(shard)?;
+        temporary.persist(path)?;
+        File::open(shard)?.sync_all()?;
+        if shard_is_new {
+            File::open(&self.root)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Which file stands there now, if it can be an artifact of `bytes` bytes.
+    pub(crate) fn identify(
+        &self,
+        digest: &Digest,
+        bytes: u64,
+    ) -> Result<(PathBuf, Identity), FetchError> {
+        let path = self.path(digest);
+        let metadata = fs::symlink_metadata(&path).map_err(|error| read_fault(&path, error))?;
+        let found = if !metadata.is_file() {
+            Mismatch::Kind
+        } else if metadata.len() != bytes {
+            Mismatch::Size(metadata.len())
+        } else {
+            return Ok((path, Identity::of(&metadata)));
+        };
+        Err(FetchError::Corrupt { path, expected: *digest, found })
+    }
+
+    /// Hashes the file and says which file it hashed.
+    pub(crate) fn verify(&self, digest: &Digest) -> Result<Identity, FetchError> {
+        let path = self.path(digest);
+        let file = File::open(&path).map_err(|error| read_fault(&path, error))?;
+        let metadata = file.metadata().map_err(|error| read_fault(&path, error))?;
+        let actual = Digest::of_reader(file).map_err(|error| read_fault(&path, error))?;
+        if actual == *digest {
+            return Ok(Identity::of(&metadata));
+        }
+        Err(FetchError::Corrupt { path, expected: *digest, found: Mismatch::Digest(actual) })
+    }
+
+    /// Moves a file that is not what its name says out of the way, and says where it went; `None`
+    /// when there is none. A sound file that another writer put there meanwhile goes back.
+    pub(crate) fn quarantine(&self, digest: &Digest, at_ms: u64) -> io::Result<Option<PathBuf>> {
+        let path = self.path(digest);
+        let aside = self.root.join(QUARANTINE).join(format!("{digest}-{at_ms}.{EXTENSION}"));
+        match fs::rename(&path, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        }
+        let sound = fs::symlink_metadata(&aside)?.is_file()
+            && File::open(&aside).and_then(Digest::of_reader).is_ok_and(|actual| actual == *digest);
+        if !sound {
+            return Ok(Some(aside));
+        }
+        // A copy stored since the rename is as good as this one.
+        if path.exists() {
+            fs::remove_file(&aside)?
+        } else {
+            fs::rename(&aside, &path)?
+        }
+        Ok(None)
+    }
+
+    /// Removes temporary files that no running writer can still need, and says how many.
+    pub(crate) fn collect_orphans(&self, older_than: Duration) -> io::Result<u64> {
+        let mut removed = 0;
+        for entry in fs::read_dir(self.root.join(TMP))? {
+            let entry = entry?;
+            let age = entry
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .map(|modified| SystemTime::now().duration_since(modified).unwrap_or_default());
+            match age {
+                Ok(age) if age < older_than => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                _ => {}
+            }
+            match fs::remove_file(entry.path()) {
+                Ok(()) => removed += 1,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn read_fault(path: &Path, error: io::Error) -> FetchError {
+    let path = path.to_owned();
+    if error.kind() == io::ErrorKind::NotFound {
+        return FetchError::NotFound { path };
+    }
+    FetchError::Read { path, source: error }
+}

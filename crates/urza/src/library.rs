@@ -1,0 +1,333 @@
+//! The library: files and their records, behind one cheap handle.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kernel::Digest;
+use leyline::ids::BlueprintId;
+use leyline::time::now_unix_ms;
+use leyline::wire::BlueprintTier;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::cache::{Cache, Cached};
+use crate::catalogue::Catalogue;
+use crate::config::Config;
+use crate::error::{FetchError, LibraryError, OpenError, Remedy, StoreError};
+use crate::files::Files;
+use crate::job::JobKey;
+use crate::metrics::{Lookup, Metrics};
+use crate::prewarm::Prewarm;
+use crate::record::{NewArtifact, Page, Record, Role};
+use crate::verify::Verified;
+
+/// A catalogue query slower than this is counted.
+const SLOW_QUERY: Duration = Duration::from_millis(250);
+/// Different artifacts are hashed side by side, the same one only once at a time.
+const HASHING_LANES: usize = 16;
+
+/// The artifact library. Cheap to clone; every clone sees the same.
+#[derive(Debug, Clone)]
+pub struct Library {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    files: Files,
+    catalogue: Catalogue,
+    // Held for a look or a change in memory, never across a wait.
+    cache: Mutex<Cache>,
+    verified: Mutex<Verified>,
+    hashing: [tokio::sync::Mutex<()>; HASHING_LANES],
+    changes: watch::Sender<u64>,
+    metrics: Metrics,
+}
+
+impl Library {
+    /// Opens the library, making directories and catalogue when missing and bringing an older
+    /// catalogue up to date.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the file or directory at fault and what to do. A catalogue of a newer
+    /// version is refused untouched.
+    pub async fn open(config: Config, metrics: Metrics) -> Result<Self, OpenError> {
+        let files = Files::open(&config.artifact_dir)
+            .map_err(|(path, source)| OpenError::Directory { path, source })?;
+        let catalogue = Catalogue::open(&config, files.clone()).await?;
+        let cache = Cache::new(config.cache_len_max, config.cache_fresh, config.cache_ttl);
+        let verified = Verified::new(config.verified_len_max);
+        let inner = Inner {
+            config,
+            files,
+            catalogue,
+            cache: Mutex::new(cache),
+            verified: Mutex::new(verified),
+            hashing: Default::default(),
+            changes: watch::Sender::new(0),
+            metrics,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Stores an artifact: file first, durable under its digest, record last. Storing the same
+    /// again is safe, heals a corrupt file, and makes a quarantined record active again.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing that a reader could see has changed after one.
+    pub async fn store(&self, new: NewArtifact) -> Result<Record, StoreError> {
+        let inner = &self.inner;
+        let (found, max) = (new.bytes.len(), inner.config.artifact_bytes_max);
+        if found == 0 || max < found {
+            return Err(StoreError::Size { max, found });
+        }
+        if new.tier == BlueprintTier::Unspecified {
+            return Err(StoreError::TierUnspecified);
+        }
+        new.job.check()?;
+        let (new, digest) = self.write(new).await?;
+        let record = inner.catalogue.insert(&new, &digest, now_unix_ms()).await?;
+        if record.role == Role::Default {
+            self.cache(|cache| cache.put(record.clone(), Instant::now()));
+        }
+        inner.metrics.stored.inc();
+        inner.changes.send_modify(|count| *count += 1);
+        Ok(record)
+    }
+
+    async fn write(&self, new: NewArtifact) -> Result<(NewArtifact, Digest), StoreError> {
+        let limit = self.inner.config.file_timeout;
+        let files = self.inner.files.clone();
+        let writing = tokio::task::spawn_blocking(move || {
+            let digest = Digest::of(&new.bytes);
+            files.write(&digest, &new.bytes).map(|_| (new, digest))
+        });
+        match tokio::time::timeout(limit, writing).await {
+            Err(_) => Err(StoreError::TimedOut(limit)),
+            Ok(Ok(outcome)) => outcome.map_err(|(path, source)| StoreError::Write { path, source }),
+            Ok(Err(join)) => std::panic::resume_unwind(join.into_panic()),
+        }
+    }
+
+    /// The newest active default artifact of a blueprint; `None` when there is none.
+    ///
+    /// Reads memory first. While the store cannot be asked, a cached record within the TTL stands
+    /// in for the answer.
+    ///
+    /// # Errors
+    /// [`LibraryError::Unavailable`] when nobody can tell; never mistaken for "not found".
+    pub async fn find(&self, blueprint: &BlueprintId) -> Result<Option<Record>, LibraryError> {
+        let started = Instant::now();
+        let count = |outcome| self.inner.metrics.looked_up(outcome, started.elapsed());
+        let cached = match self.cache(|cache| cache.get(blueprint, started)) {
+            Cached::Fresh(record) => {
+                count(Lookup::Hit);
+                return Ok(Some(record));
+            }
+            Cached::Aged(record) => Some(record),
+            Cached::Expired => {
+                count(Lookup::Expired);
+                None
+            }
+            Cached::Absent => None,
+        };
+        let answer = self.inner.catalogue.find(blueprint).await;
+        if SLOW_QUERY < started.elapsed() {
+            self.inner.metrics.slow_queries.inc();
+        }
+        match (answer, cached) {
+            (Ok(found), cached) => {
+                count(if cached.is_some() && cached == found { Lookup::Hit } else { Lookup::Miss });
+                self.remember(blueprint, found.as_ref());
+                Ok(found)
+            }
+            (Err(LibraryError::Unavailable(error)), Some(record)) => {
+                tracing::warn!(%blueprint, %error, "catalogue unavailable, cached record used");
+                count(Lookup::Conservative);
+                Ok(Some(record))
+            }
+            (Err(error), _) => {
+                count(Lookup::Error);
+                Err(error)
+            }
+        }
+    }
+
+    /// The newest active artifact of exactly this job.
+    ///
+    /// # Errors
+    /// [`LibraryError::Unavailable`] when nobody can tell.
+    pub async fn find_job(&self, job: &JobKey) -> Result<Option<Record>, LibraryError> {
+        self.inner.catalogue.find_job(job).await
+    }
+
+    /// One page of all records, quarantined ones included, in the order of storing.
+    ///
+    /// # Errors
+    /// [`LibraryError`]
+    pub async fn list(&self, page: Page) -> Result<Vec<Record>, LibraryError> {
+        self.inner.catalogue.list(page).await
+    }
+
+    /// Proves that the file of a record is what the record says, and hands out its path. A file is
+    /// hashed once for each identity (device, inode, size, time of change) it ever has.
+    ///
+    /// # Errors
+    /// [`FetchError`], with [`FetchError::remedy`] saying what to do.
+    pub async fn verify(&self, record: &Record) -> Result<PathBuf, FetchError> {
+        let lane = usize::from(record.digest.as_bytes()[0]) % HASHING_LANES;
+        if let Some(path) = self.proven(record)? {
+            return Ok(path);
+        }
+        let _one_at_a_time = self.inner.hashing[lane].lock().await;
+        if let Some(path) = self.proven(record)? {
+            return Ok(path);
+        }
+        self.hash(record).await
+    }
+
+    /// Proves it by hashing, whatever was proven before.
+    ///
+    /// # Errors
+    /// [`FetchError`]
+    pub async fn scrub(&self, record: &Record) -> Result<PathBuf, FetchError> {
+        self.inner.files.identify(&record.digest, record.bytes)?;
+        self.hash(record).await
+    }
+
+    /// The path, if this very file was hashed before. Looks at the file's metadata only.
+    fn proven(&self, record: &Record) -> Result<Option<PathBuf>, FetchError> {
+        let (path, identity) = self.inner.files.identify(&record.digest, record.bytes)?;
+        let verified = lock(&self.inner.verified);
+        Ok(verified.holds(&identity, &record.digest).then_some(path))
+    }
+
+    async fn hash(&self, record: &Record) -> Result<PathBuf, FetchError> {
+        let (files, digest) = (self.inner.files.clone(), record.digest);
+        let limit = self.inner.config.file_timeout;
+        self.inner.metrics.verifications.inc();
+        let Some(outcome) = blocking(limit, move || files.verify(&digest)).await else {
+            return Err(FetchError::TimedOut { path: record.path.clone(), limit });
+        };
+        let identity = outcome?;
+        lock(&self.inner.verified).insert(identity, digest);
+        Ok(self.inner.files.path(&digest))
+    }
+
+    /// Takes an artifact out of offer after [`Library::verify`] has refused it: the file (if there
+    /// is one, and it is truly not what its name says) moves to the quarantine directory, its
+    /// records are marked. Nothing is deleted. A fault whose remedy is to retry changes nothing.
+    ///
+    /// # Errors
+    /// [`LibraryError::Unavailable`] when the records could not be marked; doing it again is safe.
+    pub async fn quarantine(
+        &self,
+        record: &Record,
+        fault: &FetchError,
+    ) -> Result<(), LibraryError> {
+        if fault.remedy() == Remedy::Retry {
+            return Ok(());
+        }
+        let (files, digest, now_ms) = (self.inner.files.clone(), record.digest, now_unix_ms());
+        let size = record.bytes;
+        let moving = blocking(self.inner.config.file_timeout, move || {
+            let moved = files.quarantine(&digest, now_ms);
+            // What stands there now decides: another writer may have put a sound file back.
+            (moved, files.identify(&digest, size).is_ok())
+        });
+        let sound = match moving.await {
+            Some((Ok(_), sound)) => sound,
+            Some((Err(error), _)) => {
+                tracing::error!(artifact = %digest, %error, "corrupt artifact not moved to quarantine");
+                false
+            }
+            None => false,
+        };
+        self.cache(|cache| cache.remove_digest(&digest));
+        if sound {
+            return Ok(());
+        }
+        self.inner.metrics.integrity_failures.inc();
+        tracing::error!(blueprint = %record.job.blueprint, artifact = %digest, %fault, "artifact quarantined");
+        self.inner.catalogue.quarantine(&digest, &fault.to_string(), now_ms).await?;
+        Ok(())
+    }
+
+    /// Replaces the measured latencies of a record.
+    ///
+    /// # Errors
+    /// [`LibraryError::Unavailable`]
+    pub async fn set_prewarm(
+        &self,
+        record: &Record,
+        prewarm: &Prewarm,
+    ) -> Result<(), LibraryError> {
+        self.inner.catalogue.set_prewarm(record.id, prewarm).await?;
+        self.cache(|cache| cache.remove(&record.job.blueprint));
+        Ok(())
+    }
+
+    /// Goes up at each store by this process. For whoever waits for an artifact.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Drops cached records older than the TTL and abandoned temporary files; files and rows of
+    /// artifacts stay.
+    pub(crate) async fn tidy(&self, orphans_older_than: Duration) -> std::io::Result<u64> {
+        let now = Instant::now();
+        self.cache(|cache| cache.expire(now));
+        let files = self.inner.files.clone();
+        let limit = self.inner.config.file_timeout;
+        let removed = blocking(limit, move || files.collect_orphans(orphans_older_than))
+            .await
+            .unwrap_or_else(|| Err(std::io::ErrorKind::TimedOut.into()))?;
+        self.inner.metrics.orphans.inc_by(removed);
+        Ok(removed)
+    }
+
+    /// Closes the catalogue; later calls report it unavailable.
+    pub async fn close(&self) {
+        self.inner.catalogue.close().await;
+    }
+
+    fn remember(&self, blueprint: &BlueprintId, found: Option<&Record>) {
+        let evicted = self.cache(|cache| match found {
+            Some(record) => cache.put(record.clone(), Instant::now()),
+            None => {
+                cache.remove(blueprint);
+                false
+            }
+        });
+        self.inner.metrics.evictions.inc_by(u64::from(evicted));
+    }
+
+    fn cache<T>(&self, act: impl FnOnce(&mut Cache) -> T) -> T {
+        let mut cache = lock(&self.inner.cache);
+        let outcome = act(&mut cache);
+        self.inner.metrics.cache_records.set(cache.len() as i64);
+        outcome
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs blocking work beside the runtime; `None` when it took longer than `limit` (it then goes on
+/// unobserved, and every such work here is safe to repeat) or the runtime is ending.
+async fn blocking<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
+        Err(_) => None,
+        Ok(Ok(outcome)) => Some(outcome),
+        Ok(Err(join)) => match join.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => None,
+        },
+    }
+}
