@@ -1,1 +1,8 @@
-//! The training loop: data sets, slots, state packets, checkpoints and the report.
+//! Tolaria owns the training loop: data sets, the host network with its slots, state packets, checkpoints, comparison runs and the report.
+//!
+//! Reading order: [`data`] (what is learnt).
+
+pub mod data;
+mod error;
+
+pub use error::{CellFault, DataError};
