@@ -1,1 +1,47 @@
-//! The message bus: one handle over Redis Streams or an embedded durable log.
+//! Oona owns delivery: one [`Bus`] handle, and behind it either Redis Streams or an embedded
+//! durable log. It gives at-least-once delivery with exactly-once effect, authenticates every entry
+//! before anything parses it, and loses nothing that it accepted. What a message means is left to
+//! its handlers; of a body Oona reads only the nonce, the time and the ordering key.
+//!
+//! Reading order: [`Stream`] (the lanes and what they carry), [`Config`], [`Bus`] (publishing),
+//! [`Consumer`] and [`Delivery`] (handling), `check` (what is refused, and in which order), `log`
+//! (what both logs have to offer), [`Housekeeping`] (what keeps a log small).
+//!
+//! Nothing here spawns: the supervisor runs [`Housekeeping`] and [`EmergencyLane`] as workers.
+
+mod admission;
+pub mod attributes;
+pub mod bench;
+mod breaker;
+mod bus;
+mod check;
+mod config;
+mod consumer;
+mod dead_letter;
+mod delivery;
+mod emergency;
+mod entry;
+mod error;
+mod fill;
+mod heartbeat;
+mod housekeeping;
+mod log;
+mod metrics;
+mod publish;
+mod stream;
+mod work;
+
+pub use bus::Bus;
+pub use check::Refusal;
+pub use config::{Config, ConfigFault, LogChoice, LogKind, StreamNames};
+pub use consumer::{Consumer, ConsumerSpec, Order};
+pub use dead_letter::{DeadLetter, Peeked};
+pub use delivery::{Delivery, Receipt};
+pub use emergency::EmergencyLane;
+pub use entry::EntryId;
+pub use error::{BusError, LogError, PublishError};
+pub use heartbeat::Heartbeat;
+pub use housekeeping::Housekeeping;
+pub use metrics::Metrics;
+pub use publish::{Outcome, Outgoing, RefusedBecause};
+pub use stream::Stream;

@@ -1,0 +1,14 @@
+//! The envelope attributes that this project adds. All stand inside the signed bytes.
+
+/// The message's nonce: a UUID of version 7, unique and ordered by time.
+pub const ID: &str = "oona-id";
+/// Unix milliseconds when the message was signed.
+pub const ISSUED_AT_MS: &str = "oona-issued-at-ms";
+/// The subsystem that sent it.
+pub const SOURCE: &str = "oona-source";
+/// Name of the stream it was signed for; a copy appended elsewhere is refused.
+pub const STREAM: &str = "oona-stream";
+/// Which secret signed it: the first 8 hex digits of the secret's SHA-256.
+pub const KEY_ID: &str = "oona-key-id";
+/// W3C trace context, so that one trace spans a request and its answer.
+pub const TRACEPARENT: &str = "traceparent";

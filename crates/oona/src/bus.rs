@@ -1,0 +1,318 @@
+//! The handle that everything is done with.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use leyline::Message;
+use leyline::sign::Keyring;
+use leyline::wire::MessagePriority;
+use tokio::time::Instant;
+
+use crate::admission::Bands;
+use crate::breaker::{Breaker, Limits};
+use crate::check::Checker;
+use crate::config::{Config, LogKind};
+use crate::consumer::{Consumer, ConsumerSpec, Post};
+use crate::entry::EntryId;
+use crate::error::{BusError, PublishError};
+use crate::log::{Log, Seat};
+use crate::metrics::{BreakerName, Metrics};
+use crate::publish::{Outcome, Outgoing};
+use crate::stream::Stream;
+use crate::work::Work;
+
+/// One handle over either log. Cheap to clone; all clones share connections, limits and breakers.
+#[derive(Debug, Clone)]
+pub struct Bus(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) log: Log,
+    pub(crate) config: Config,
+    pub(crate) keyring: Keyring,
+    pub(crate) metrics: Metrics,
+    pub(crate) bands: Bands,
+    pub(crate) depths: Depths,
+    pub(crate) pulse: Arc<Pulse>,
+    names: Arc<Names>,
+    posts: Mutex<Vec<Weak<Post>>>,
+}
+
+/// The last known backlog of every stream, and when it was looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Depths([Mutex<(Option<Instant>, u64)>; Stream::ALL.len()]);
+
+impl Depths {
+    fn of(&self, stream: Stream) -> MutexGuard<'_, (Option<Instant>, u64)> {
+        let index = Stream::ALL.iter().position(|one| *one == stream).unwrap_or(0);
+        self.0[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The backlog as last seen, and whether the caller shall look again. Of several callers only
+    /// one is told to.
+    pub(crate) fn look(&self, stream: Stream, interval: Duration) -> (u64, bool) {
+        let mut known = self.of(stream);
+        let due = known.0.is_none_or(|at| at.elapsed() >= interval);
+        if due {
+            known.0 = Some(Instant::now());
+        }
+        (known.1, due)
+    }
+
+    pub(crate) fn note(&self, stream: Stream, depth: u64) {
+        self.of(stream).1 = depth;
+    }
+}
+
+/// The breakers of publishing, which any sign of life from the log shortens.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    publish: Mutex<Breaker>,
+    urgent: Mutex<Breaker>,
+    metrics: Metrics,
+}
+
+impl Pulse {
+    fn new(limits: Limits, metrics: Metrics) -> Self {
+        let breaker = || Mutex::new(Breaker::new(limits));
+        Self { publish: breaker(), urgent: breaker(), metrics }
+    }
+
+    /// Acts on the breaker of one lane and shows where it stands then.
+    pub(crate) fn breaker<T>(&self, urgent: bool, act: impl FnOnce(&mut Breaker) -> T) -> T {
+        let (lane, name) = match urgent {
+            true => (&self.urgent, BreakerName::PublishUrgent),
+            false => (&self.publish, BreakerName::Publish),
+        };
+        let mut breaker = lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = breaker.position();
+        let done = act(&mut breaker);
+        if breaker.position() != before {
+            self.metrics.show_breaker(name, breaker.position());
+        }
+        done
+    }
+
+    pub(crate) fn log_is_alive(&self) {
+        for urgent in [false, true] {
+            self.breaker(urgent, |breaker| breaker.log_is_alive(Instant::now()));
+        }
+    }
+}
+
+/// Consumer names in use in this process: two consumers of one group must not share one.
+#[derive(Debug, Default)]
+pub(crate) struct Names(Mutex<HashSet<(String, String, String)>>);
+
+impl Names {
+    /// `base`, or `base-2` and so on when that is taken.
+    fn take(&self, stream: &str, group: &str, base: &str) -> Seat {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut number = 1;
+        loop {
+            let consumer = if number == 1 { base.to_owned() } else { format!("{base}-{number}") };
+            if taken.insert((stream.to_owned(), group.to_owned(), consumer.clone())) {
+                return Seat { stream: stream.to_owned(), group: group.to_owned(), consumer };
+            }
+            number += 1;
+        }
+    }
+
+    pub(crate) fn give_back(&self, seat: &Seat) {
+        let name = (seat.stream.clone(), seat.group.clone(), seat.consumer.clone());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+    }
+}
+
+impl Bus {
+    /// Opens the log. Connects or opens files; spawns nothing of its own.
+    ///
+    /// # Errors
+    /// [`BusError::Config`] with every fault of the settings; [`BusError::Locked`],
+    /// [`BusError::Open`] or [`BusError::Damaged`] for the embedded log's file;
+    /// [`BusError::BadUrl`], [`BusError::UnsupportedUrl`] or [`BusError::Log`] for Redis.
+    pub async fn open(
+        config: Config,
+        keyring: Keyring,
+        metrics: Metrics,
+    ) -> Result<Self, BusError> {
+        let faults = config.check();
+        if !faults.is_empty() {
+            return Err(BusError::Config(faults));
+        }
+        let log = Log::open(&config).await?;
+        let pulse = Arc::new(Pulse::new(breaker_limits(&config), metrics.clone()));
+        Ok(Self(Arc::new(Inner {
+            log,
+            bands: Bands::of(&config),
+            config,
+            keyring,
+            metrics,
+            depths: Depths::default(),
+            pulse,
+            names: Arc::default(),
+            posts: Mutex::default(),
+        })))
+    }
+
+    /// Signs and publishes a message. See [`Outcome`] for what can become of it.
+    ///
+    /// # Errors
+    /// [`PublishError`] when it is too large, does not travel on that stream, or the log failed.
+    pub async fn publish(
+        &self,
+        stream: Stream,
+        priority: MessagePriority,
+        source: &'static str,
+        message: &Message,
+    ) -> Result<Outcome, PublishError> {
+        self.send(Outgoing { stream, priority, source, message, traceparent: None }).await
+    }
+
+    /// A consumer. Opens nothing before its first `recv`.
+    pub fn consumer(&self, spec: ConsumerSpec) -> Consumer {
+        let config = &self.0.config;
+        let stream = config.streams.name(spec.stream);
+        let post = Arc::new(Post {
+            log: self.0.log.clone(),
+            stream: spec.stream,
+            seat: self.0.names.take(stream, &spec.group, &config.consumer),
+            dead_letter: config.streams.dead_letter.clone(),
+            work: Work::default(),
+            metrics: self.0.metrics.clone(),
+            attempts_max: config.attempts_max,
+            retry_delay_min: config.retry_delay_min,
+            retry_delay_max: config.retry_delay_max,
+            claim_idle: config.claim_idle,
+            renewed: Mutex::new(Instant::now()),
+            names: Arc::clone(&self.0.names),
+            pulse: Arc::clone(&self.0.pulse),
+        });
+        let mut posts = self.0.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        posts.retain(|post| post.strong_count() > 0);
+        posts.push(Arc::downgrade(&post));
+        drop(posts);
+        let limits = crate::fill::Limits {
+            read_block: config.read_block,
+            consumer_ttl: config.consumer_ttl,
+            breaker: breaker_limits(config),
+        };
+        let checker = Checker::new(spec.stream, self.0.keyring.clone(), config);
+        Consumer::new(post, spec, checker, limits)
+    }
+
+    /// Makes groups that do not exist, from their stream's beginning.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn ensure_groups(&self, groups: &[(Stream, &str)]) -> Result<(), BusError> {
+        for (stream, group) in groups {
+            self.0.log.create_group(self.name(*stream), group).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a group, as a trainer does with its own when it ends. What it had not read is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn remove_group(&self, stream: Stream, group: &str) -> Result<(), BusError> {
+        Ok(self.0.log.remove_group(self.name(stream), group).await?)
+    }
+
+    /// Asks the log for a sign of life and says how long that took.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when it gives none.
+    pub async fn ping(&self) -> Result<Duration, BusError> {
+        let asked = Instant::now();
+        self.0.log.now_ms().await?;
+        self.0.pulse.log_is_alive();
+        Ok(asked.elapsed())
+    }
+
+    /// The log's clock, in Unix milliseconds, to compare one's own with.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn log_time_ms(&self) -> Result<u64, BusError> {
+        Ok(self.0.log.now_ms().await?)
+    }
+
+    /// What a group has not acknowledged yet: delivered or not. 0 for a group that does not exist.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn depth(&self, stream: Stream, group: &str) -> Result<u64, BusError> {
+        let groups = self.0.log.groups(self.name(stream)).await?;
+        let found = groups.iter().find(|info| info.name == group);
+        Ok(found.map_or(0, crate::log::GroupInfo::depth))
+    }
+
+    /// Entries standing in a stream, acknowledged or not.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn len(&self, stream: Stream) -> Result<u64, BusError> {
+        Ok(self.0.log.len(self.name(stream)).await?)
+    }
+
+    /// Appends an entry with exactly these fields, unsigned as they are: for the replay of dead
+    /// letters and for tests. Readers check it like any other.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn append_raw(
+        &self,
+        stream: Stream,
+        fields: &[(&str, &[u8])],
+    ) -> Result<EntryId, BusError> {
+        let fields: Vec<(&[u8], &[u8])> =
+            fields.iter().map(|(name, value)| (name.as_bytes(), *value)).collect();
+        Ok(self.0.log.append(self.name(stream), &fields, false).await?)
+    }
+
+    /// Waits until all that was handed to the log is as durable as it gets; call it before exit.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn flush(&self) -> Result<(), BusError> {
+        Ok(self.0.log.flush().await?)
+    }
+
+    /// Which log stands behind the bus.
+    pub fn log_kind(&self) -> LogKind {
+        self.0.log.kind()
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// The counters of this bus.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The stream's name in the log.
+    pub(crate) fn name(&self, stream: Stream) -> &str {
+        self.0.config.streams.name(stream)
+    }
+
+    /// The consumers of this process that still live.
+    pub(crate) fn posts(&self) -> Vec<Arc<Post>> {
+        let posts = self.0.posts.lock().unwrap_or_else(PoisonError::into_inner);
+        posts.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+fn breaker_limits(config: &Config) -> Limits {
+    Limits {
+        failures: config.breaker_failures,
+        open: config.breaker_open,
+        probes: config.breaker_probes,
+    }
+}

@@ -1,0 +1,226 @@
+//! Reading: one consumer of one group on one stream.
+
+use std::collections::{HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::bus::{Names, Pulse};
+use crate::check::{Checker, order_key};
+use crate::delivery::{Delivery, Receipt};
+use crate::error::BusError;
+use crate::fill::{Filler, Ready};
+use crate::log::{Log, Seat};
+use crate::metrics::{Consumed, Metrics};
+use crate::stream::Stream;
+use crate::work::Work;
+
+/// In which order a consumer hands out what it has read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// As it stands in the stream, retries last. For workers that handle one message at a time.
+    Arrival,
+    /// As above, but a message whose key (`request_id`, `training_run_id`) is still in work, or
+    /// waits for its retry, holds back later messages of that key. For concurrent handlers. Settle
+    /// every delivery: collecting several of one key before acknowledging waits for ever.
+    PerKey,
+}
+
+/// What to read, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerSpec {
+    /// The stream.
+    pub stream: Stream,
+    /// The group; made from the stream's beginning when it does not exist.
+    pub group: String,
+    /// Entries read in one step; 256.
+    pub batch_max: usize,
+    /// Entries held at once, handed out or waiting; 1024. Beyond it reading pauses.
+    pub in_work_max: usize,
+    /// In which order to hand out; [`Order::Arrival`].
+    pub order: Order,
+}
+
+impl ConsumerSpec {
+    /// A consumer with the usual limits.
+    pub fn new(stream: Stream, group: impl Into<String>) -> Self {
+        Self {
+            stream,
+            group: group.into(),
+            batch_max: 256,
+            in_work_max: 1024,
+            order: Order::Arrival,
+        }
+    }
+}
+
+/// What a consumer, its deliveries and the housekeeping share.
+#[derive(Debug)]
+pub(crate) struct Post {
+    pub(crate) log: Log,
+    pub(crate) stream: Stream,
+    pub(crate) seat: Seat,
+    pub(crate) dead_letter: String,
+    pub(crate) work: Work,
+    pub(crate) metrics: Metrics,
+    pub(crate) attempts_max: u32,
+    pub(crate) retry_delay_min: Duration,
+    pub(crate) retry_delay_max: Duration,
+    pub(crate) claim_idle: Duration,
+    /// When heartbeat and renewals were last given, by the consumer or by the housekeeping.
+    pub(crate) renewed: Mutex<Instant>,
+    pub(crate) names: Arc<Names>,
+    pub(crate) pulse: Arc<Pulse>,
+}
+
+impl Post {
+    /// Renews what this consumer holds, when it is time for that.
+    pub(crate) async fn renew(&self) -> Result<(), BusError> {
+        {
+            let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+            if renewed.elapsed() < self.claim_idle / 4 {
+                return Ok(());
+            }
+            *renewed = Instant::now();
+        }
+        self.log.renew(&self.seat, &self.work.ids()).await?;
+        Ok(())
+    }
+}
+
+impl Drop for Post {
+    fn drop(&mut self) {
+        self.names.give_back(&self.seat);
+    }
+}
+
+type Filling = Pin<Box<dyn Future<Output = (Filler, Result<Vec<Ready>, BusError>)> + Send>>;
+
+/// Hands out the messages of one stream. Make it with [`Bus::consumer`](crate::Bus::consumer).
+pub struct Consumer {
+    post: Arc<Post>,
+    spec: ConsumerSpec,
+    ready: VecDeque<Ready>,
+    /// At rest, or busy reading the next batch. The reading survives a cancelled `recv`.
+    filler: Option<Filler>,
+    filling: Option<Filling>,
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer").field("seat", &self.post.seat).finish_non_exhaustive()
+    }
+}
+
+impl Consumer {
+    pub(crate) fn new(
+        post: Arc<Post>,
+        spec: ConsumerSpec,
+        checker: Checker,
+        limits: crate::fill::Limits,
+    ) -> Self {
+        let filler = Filler::new(Arc::clone(&post), checker, limits, spec.batch_max);
+        Self { post, spec, ready: VecDeque::new(), filler: Some(filler), filling: None }
+    }
+
+    /// The name under which this consumer stands in its group.
+    pub fn name(&self) -> &str {
+        &self.post.seat.consumer
+    }
+
+    /// Waits for the next message. Cancel safe: nothing is lost when the future is dropped.
+    ///
+    /// Outages of the log are waited out here, with growing delays; what was refused never shows up.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the embedded log has failed for good.
+    pub async fn recv(&mut self) -> Result<Delivery, BusError> {
+        loop {
+            if let Some(ready) = self.next_ready() {
+                return Ok(self.hand_out(ready));
+            }
+            self.wait_for_more().await?;
+        }
+    }
+
+    /// Waits for the next message and takes up to `max` that can be had without waiting. Handle
+    /// them in order; [`Delivery::ack_all`] settles them in one step. Cancel safe.
+    ///
+    /// # Errors
+    /// As for [`recv`](Self::recv).
+    pub async fn recv_batch(&mut self, max: usize) -> Result<Vec<Delivery>, BusError> {
+        let mut batch = vec![self.recv().await?];
+        while batch.len() < max {
+            let Some(ready) = self.next_ready() else { break };
+            batch.push(self.hand_out(ready));
+        }
+        Ok(batch)
+    }
+
+    fn next_ready(&mut self) -> Option<Ready> {
+        if self.spec.order == Order::Arrival {
+            return self.ready.pop_front();
+        }
+        let mut held_back: HashSet<&str> = HashSet::new();
+        let mut found = None;
+        for (index, ready) in self.ready.iter().enumerate() {
+            let Some(key) = order_key(&ready.checked.message) else {
+                found = Some(index);
+                break;
+            };
+            if !held_back.contains(key) && self.post.work.reserve(key, ready.checked.id) {
+                found = Some(index);
+                break;
+            }
+            held_back.insert(key);
+        }
+        found.and_then(|index| self.ready.remove(index))
+    }
+
+    fn hand_out(&self, ready: Ready) -> Delivery {
+        let checked = ready.checked;
+        let keyed = self.spec.order == Order::PerKey;
+        let key = order_key(&checked.message).filter(|_| keyed).map(str::to_owned);
+        let received_at = Instant::now();
+        self.post.metrics.count_consume(self.post.stream, Consumed::Delivered);
+        Delivery {
+            stream: self.post.stream,
+            entry: checked.id,
+            attempt: checked.attempt,
+            message: checked.message,
+            attributes: checked.attributes,
+            received_at,
+            receipt: Receipt {
+                post: Arc::clone(&self.post),
+                entry: checked.id,
+                attempt: checked.attempt,
+                key,
+                received_at,
+                settled: false,
+            },
+        }
+    }
+
+    /// Waits until there may be something to hand out: more was read, or something was settled.
+    async fn wait_for_more(&mut self) -> Result<(), BusError> {
+        if self.post.work.len() < self.spec.in_work_max
+            && let Some(filler) = self.filler.take()
+        {
+            self.filling = Some(Box::pin(filler.fill()));
+        }
+        let Some(filling) = &mut self.filling else {
+            self.post.work.changed.notified().await;
+            return Ok(());
+        };
+        let (filler, filled) = tokio::select! {
+            biased;
+            outcome = filling => outcome,
+            () = self.post.work.changed.notified() => return Ok(()),
+        };
+        (self.filler, self.filling) = (Some(filler), None);
+        self.ready.extend(filled?);
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! What can go wrong, and what to do about it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leyline::wire::BusMessageType;
+
+use crate::config::ConfigFault;
+use crate::stream::Stream;
+
+/// A failure of the log itself. Clone, because one failed commit fails everyone who waited for it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// No connection. Retry with a delay; nothing accepted is lost.
+    #[error("the log at {log} cannot be reached; check that it runs and that REDIS_URL is right")]
+    Unreachable {
+        /// Address without credentials.
+        log: String,
+        /// What the client reported.
+        source: redis::RedisError,
+    },
+    /// No answer in time. The command may or may not have been carried out.
+    #[error("{operation} got no answer from the log within {after:?}")]
+    TimedOut {
+        /// What was asked.
+        operation: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The server refused the command; its text says why (no permission, out of memory, read-only).
+    #[error("the log refused {operation}: {source}")]
+    Refused {
+        /// What was asked.
+        operation: &'static str,
+        /// The server's answer.
+        source: redis::RedisError,
+    },
+    /// The server answered with a shape that the command does not have.
+    #[error("the log answered {operation} with something unexpected; is it Redis 7.0 or later?")]
+    Reply {
+        /// What was asked.
+        operation: &'static str,
+    },
+    /// The stream or the group is gone, as after a flush or a failover. Consumers recreate it.
+    #[error("group {group} does not exist on stream {stream}; ensure it and retry")]
+    NoGroup {
+        /// Name of the stream in the log.
+        stream: String,
+        /// Name of the group.
+        group: String,
+    },
+    /// The embedded log could not read or write its file. Free disk space, then restart.
+    #[error("the embedded log {path} failed; check disk space and permissions, then restart")]
+    Storage {
+        /// The log's file.
+        path: PathBuf,
+        /// What the store reported.
+        source: Arc<redb::Error>,
+    },
+    /// The embedded log was closed while the call waited.
+    #[error("the embedded log {path} is closed; open the bus again")]
+    Closed {
+        /// The log's file.
+        path: PathBuf,
+    },
+}
+
+impl LogError {
+    /// Whether it counts against a breaker: the log did not do its work. A missing group is the
+    /// log's state, not its failure.
+    pub fn is_failure(&self) -> bool {
+        !matches!(self, Self::NoGroup { .. })
+    }
+
+    /// Whether waiting may help. What is final ends a worker, so that the supervisor sees it.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Storage { .. } | Self::Closed { .. })
+    }
+}
+
+/// Why the bus could not be opened or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BusError {
+    /// The settings cannot be used; every fault is listed.
+    #[error("the bus settings have {} fault(s): {}", .0.len(), list(.0))]
+    Config(Vec<ConfigFault>),
+    /// The URL is no Redis URL.
+    #[error("REDIS_URL is no valid URL; write redis://HOST:PORT/DB")]
+    BadUrl,
+    /// A kind of URL that this build does not speak.
+    #[error("{scheme} URLs are not supported in this build; use redis://HOST:PORT/DB")]
+    UnsupportedUrl {
+        /// Scheme of the URL, without the rest.
+        scheme: String,
+    },
+    /// Another process, or another bus in this one, holds the embedded log.
+    #[error(
+        "the embedded log {path} is in use{}; stop that process, choose another file, or set REDIS_URL to share one log",
+        holder(*pid)
+    )]
+    Locked {
+        /// The log's file.
+        path: PathBuf,
+        /// Process that holds it, when it could be read.
+        pid: Option<u32>,
+    },
+    /// The embedded log's file or directory cannot be made or opened.
+    #[error("cannot open the embedded log {path}; check that its directory is writable")]
+    Open {
+        /// The log's file.
+        path: PathBuf,
+        /// What the system reported.
+        source: std::io::Error,
+    },
+    /// The embedded log's file is damaged.
+    #[error("the embedded log {path} cannot be read; move it away to start with an empty one")]
+    Damaged {
+        /// The log's file.
+        path: PathBuf,
+        /// What the store reported.
+        source: Arc<redb::Error>,
+    },
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+fn list(faults: &[ConfigFault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join(". ")
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
+}
+
+/// Why a message was not published. Being refused under pressure is no error but an
+/// [`Outcome`](crate::Outcome).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// Too large. Artifacts never travel on the bus: send a reference and a digest.
+    #[error("the message takes {bytes} bytes, at most {bytes_max} may travel; send a reference")]
+    Oversize {
+        /// Bytes of envelope and signature.
+        bytes: usize,
+        /// The limit, `OONA_MAX_MESSAGE_BYTES`.
+        bytes_max: usize,
+    },
+    /// This stream does not carry that type; nobody would read it.
+    #[error("{kind:?} does not travel on the {stream} stream")]
+    WrongStream {
+        /// The stream asked for.
+        stream: Stream,
+        /// The message's type.
+        kind: BusMessageType,
+    },
+    /// The log failed, also after retries. The message may have been appended; sending it again is
+    /// safe where its handler is idempotent.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}

@@ -1,0 +1,383 @@
+//! How a consumer gets its next batch: what lost consumers left, what is to be retried, and what is
+//! new; then the checks, the claims of the nonces, and the acknowledgement of what was refused.
+//!
+//! A batch whose claims could not be made is kept and tried again: it is neither read twice nor
+//! counted as delivered twice because the log failed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use crate::breaker::Breaker;
+use crate::check::{Checked, Checker, Refusal, Verdict};
+use crate::consumer::Post;
+use crate::entry::{EntryId, RawEntry};
+use crate::error::{BusError, LogError};
+use crate::log::{ConsumerSeen, NonceClaim, PendingEntry, PendingOf, Reader};
+use crate::metrics::{BreakerName, Consumed};
+
+/// Between two looks at the group: heartbeat, lost consumers.
+const TICK: Duration = Duration::from_secs(1);
+/// First and longest pause after a failure of the log.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A batch of large entries is checked in steps of this many bytes, others run between.
+const CHECK_BYTES: usize = 1 << 20;
+/// One reason on one consumer is logged at most this often.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Times that a consumer keeps to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) read_block: Duration,
+    pub(crate) consumer_ttl: Duration,
+    pub(crate) breaker: crate::breaker::Limits,
+}
+
+/// A message that may be handed out.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) checked: Checked,
+}
+
+/// What was read, on its way through the last steps.
+#[derive(Debug, Default)]
+struct Batch {
+    checked: Vec<Checked>,
+    /// Refused or foreign: to be acknowledged and forgotten.
+    refused: Vec<EntryId>,
+    claimed: bool,
+}
+
+/// Fetches batches for one consumer. Moves into the future that fetches, and out again.
+#[derive(Debug)]
+pub(crate) struct Filler {
+    post: Arc<Post>,
+    checker: Checker,
+    reader: Reader,
+    limits: Limits,
+    batch_max: usize,
+    breaker: Breaker,
+    /// Whether the group is known to have existed.
+    ensured: bool,
+    next_tick: Instant,
+    pause: Duration,
+    batch: Option<Batch>,
+    samples: [Sample; Refusal::ALL.len()],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sample {
+    logged: Option<Instant>,
+    unlogged: u64,
+}
+
+impl Filler {
+    pub(crate) fn new(post: Arc<Post>, checker: Checker, limits: Limits, batch_max: usize) -> Self {
+        let reader = post.log.reader(post.seat.clone());
+        Self {
+            post,
+            checker,
+            reader,
+            limits,
+            batch_max: batch_max.max(1),
+            breaker: Breaker::new(limits.breaker),
+            ensured: false,
+            next_tick: Instant::now(),
+            pause: PAUSE_MIN,
+            batch: None,
+            samples: Default::default(),
+        }
+    }
+
+    /// Works until there is something to hand out. Waits out the log's outages.
+    pub(crate) async fn fill(mut self) -> (Self, Result<Vec<Ready>, BusError>) {
+        loop {
+            match self.step().await {
+                Ok(ready) => {
+                    self.recovered();
+                    if !ready.is_empty() {
+                        return (self, Ok(ready));
+                    }
+                }
+                Err(error) if error.is_final() => return (self, Err(error.into())),
+                Err(LogError::NoGroup { .. }) => self.recreate_group().await,
+                Err(error) => self.wait_out(&error).await,
+            }
+        }
+    }
+
+    /// One step: from reading to handing out.
+    async fn step(&mut self) -> Result<Vec<Ready>, LogError> {
+        if !self.ensured {
+            self.post.log.create_group(&self.post.seat.stream, &self.post.seat.group).await?;
+            self.ensured = true;
+        }
+        self.pay_owed().await?;
+        if self.batch.is_none() {
+            let entries = self.gather().await?;
+            self.post.work.take_in(entries.iter().map(|entry| entry.id));
+            self.batch = Some(self.check(entries).await);
+        }
+        self.claim().await?;
+        let Some(batch) = self.batch.take() else { return Ok(Vec::new()) };
+        if let Err(error) = self.post.log.ack(&self.post.seat, &batch.refused).await {
+            self.batch = Some(batch);
+            return Err(error);
+        }
+        for id in &batch.refused {
+            self.post.work.let_go(*id, None);
+        }
+        Ok(batch.checked.into_iter().map(|checked| Ready { checked }).collect())
+    }
+
+    /// Acknowledgements that failed earlier.
+    async fn pay_owed(&mut self) -> Result<(), LogError> {
+        let owed = self.post.work.owed();
+        if !owed.is_empty() {
+            self.post.log.ack(&self.post.seat, &owed).await?;
+            self.post.work.paid(&owed);
+        }
+        Ok(())
+    }
+
+    /// What others lost first, then what is due again, then what is new.
+    async fn gather(&mut self) -> Result<Vec<RawEntry>, LogError> {
+        let now = Instant::now();
+        if self.next_tick <= now {
+            let seen = self.post.log.tick(&self.post.seat).await?;
+            self.next_tick = now + TICK;
+            self.renew().await?;
+            let taken = self.take_over(&seen).await?;
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+        }
+        let due = self.post.work.due(now);
+        if !due.is_empty() {
+            return self.retry(&due).await;
+        }
+        let mut block = self.limits.read_block.min(self.next_tick - now);
+        if let Some(due) = self.post.work.next_due() {
+            block = block.min(due - now);
+        }
+        self.reader.read(self.batch_max, block).await
+    }
+
+    async fn renew(&self) -> Result<(), LogError> {
+        match self.post.renew().await {
+            Err(BusError::Log(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Claims what the dead hold at once, what the silent hold after the idle time, and what this
+    /// consumer was given without ever seeing it.
+    async fn take_over(&mut self, seen: &[ConsumerSeen]) -> Result<Vec<RawEntry>, LogError> {
+        let post = Arc::clone(&self.post);
+        let mut wanted: Vec<PendingEntry> = Vec::new();
+        let mut others = false;
+        for consumer in seen.iter().filter(|consumer| consumer.pending > 0) {
+            let own = consumer.name == post.seat.consumer;
+            let dead = consumer.beat_age.is_some_and(|age| age > self.limits.consumer_ttl);
+            let held = u64::try_from(post.work.len()).unwrap_or(u64::MAX);
+            if own && consumer.pending <= held {
+                continue;
+            }
+            if own || dead {
+                let of = PendingOf::Consumer(&consumer.name);
+                // Own entries that are held come first in the list: look past them.
+                let count = self.batch_max + if own { post.work.len() } else { 0 };
+                wanted.extend(post.log.pending(&post.seat, of, count).await?);
+            } else {
+                others = true;
+            }
+        }
+        if others {
+            let of = PendingOf::Idle(post.claim_idle);
+            wanted.extend(post.log.pending(&post.seat, of, self.batch_max).await?);
+        }
+        wanted.retain(|entry| !post.work.holds(entry.id));
+        wanted.sort_by_key(|entry| entry.id);
+        wanted.dedup_by_key(|entry| entry.id);
+        if wanted.len() > self.batch_max {
+            wanted.truncate(self.batch_max);
+            self.next_tick = Instant::now();
+        }
+        self.claim_entries(wanted).await
+    }
+
+    /// Claims, but gives up what has been delivered too often: its handler crashes each time.
+    async fn claim_entries(&self, wanted: Vec<PendingEntry>) -> Result<Vec<RawEntry>, LogError> {
+        let post = &self.post;
+        let (hopeless, wanted): (Vec<_>, Vec<_>) =
+            wanted.into_iter().partition(|entry| entry.deliveries >= post.attempts_max);
+        for entry in hopeless {
+            let reason = "never acknowledged: its handler crashed or hung each time";
+            match post.bury(entry.id, entry.deliveries, reason).await {
+                Err(BusError::Log(error)) => return Err(error),
+                _ => post.work.let_go(entry.id, None),
+            }
+        }
+        let claimed = post.log.claim(&post.seat, &wanted).await?;
+        if !claimed.is_empty() {
+            let entries = u64::try_from(claimed.len()).unwrap_or(u64::MAX);
+            post.metrics.count_claimed(post.stream, entries);
+            tracing::info!(stream = %post.stream, entries, "entries of a lost consumer taken over");
+        }
+        Ok(claimed)
+    }
+
+    /// Fetches entries of this consumer once more; the log counts the delivery.
+    async fn retry(&self, due: &[EntryId]) -> Result<Vec<RawEntry>, LogError> {
+        let post = &self.post;
+        let count = self.batch_max + post.work.len();
+        let of = PendingOf::Consumer(&post.seat.consumer);
+        let mut mine = post.log.pending(&post.seat, of, count).await?;
+        mine.retain(|entry| due.contains(&entry.id));
+        for id in due.iter().filter(|id| mine.iter().all(|entry| entry.id != **id)) {
+            // Taken over by somebody else meanwhile, or trimmed.
+            post.work.let_go(*id, None);
+        }
+        mine.truncate(self.batch_max);
+        for entry in &mut mine {
+            entry.idle = Duration::ZERO;
+        }
+        let claimed = post.log.claim(&post.seat, &mine).await?;
+        for entry in &mine {
+            if claimed.iter().all(|got| got.id != entry.id) {
+                post.work.let_go(entry.id, None);
+            }
+        }
+        Ok(claimed)
+    }
+
+    /// Everything that needs no log.
+    async fn check(&mut self, entries: Vec<RawEntry>) -> Batch {
+        let mut batch = Batch::default();
+        let mut bytes = 0;
+        for entry in entries {
+            bytes += entry.size();
+            if bytes > CHECK_BYTES {
+                bytes = 0;
+                tokio::task::yield_now().await;
+            }
+            let id = entry.id;
+            match self.checker.check(entry) {
+                Verdict::Admitted(checked) => batch.checked.push(checked),
+                Verdict::Refused(reason) => {
+                    self.refused(id, reason);
+                    batch.refused.push(id);
+                }
+                Verdict::Foreign => {
+                    self.post.metrics.count_consume(self.post.stream, Consumed::Foreign);
+                    batch.refused.push(id);
+                }
+            }
+        }
+        batch
+    }
+
+    /// Claims the nonces of the batch; replayed copies go to the refused.
+    async fn claim(&mut self) -> Result<(), LogError> {
+        let Some(batch) = self.batch.as_ref().filter(|batch| !batch.claimed) else {
+            return Ok(());
+        };
+        let named = |checked: &Checked| Some((checked.nonce.clone()?, checked.id));
+        let nonces: Vec<_> = batch.checked.iter().filter_map(named).collect();
+        let claims = match nonces.is_empty() {
+            true => Vec::new(),
+            false => self.post.log.claim_nonces(&self.post.seat.stream, nonces).await?,
+        };
+        let Some(mut batch) = self.batch.take() else { return Ok(()) };
+        let mut claims = claims.into_iter();
+        for checked in std::mem::take(&mut batch.checked) {
+            let claim = checked.nonce.as_ref().and_then(|_| claims.next());
+            if claim == Some(NonceClaim::Replay) {
+                self.refused(checked.id, Refusal::Replay);
+                batch.refused.push(checked.id);
+                continue;
+            }
+            if checked.legacy && claim != Some(NonceClaim::Again) {
+                self.post.metrics.count_legacy(self.post.stream);
+            }
+            batch.checked.push(checked);
+        }
+        batch.claimed = true;
+        self.batch = Some(batch);
+        Ok(())
+    }
+
+    /// Counts every refusal and logs some. Neither payload nor signature is ever logged.
+    fn refused(&mut self, id: EntryId, reason: Refusal) {
+        let stream = self.post.stream;
+        self.post.metrics.count_refused(stream, reason);
+        let index = Refusal::ALL.iter().position(|one| *one == reason).unwrap_or(0);
+        let sample = &mut self.samples[index];
+        if sample.logged.is_some_and(|at| at.elapsed() < SAMPLE_INTERVAL) {
+            sample.unlogged += 1;
+            return;
+        }
+        let unlogged = std::mem::take(&mut sample.unlogged);
+        sample.logged = Some(Instant::now());
+        tracing::warn!(%stream, entry = %id, %reason, unlogged, "entry refused");
+    }
+
+    fn recovered(&mut self) {
+        self.pause = PAUSE_MIN;
+        self.breaker.succeeded();
+        self.show_breaker();
+        self.post.pulse.log_is_alive();
+    }
+
+    /// The group has vanished with a flush or a failover: it is made again, from the beginning.
+    async fn recreate_group(&mut self) {
+        let seat = &self.post.seat;
+        match self.post.log.create_group(&seat.stream, &seat.group).await {
+            Ok(true) => {
+                self.post.metrics.count_group_recreated(self.post.stream);
+                tracing::warn!(stream = %self.post.stream, group = %seat.group, "group had vanished and was made again");
+            }
+            // Somebody else was faster.
+            Ok(false) => {}
+            Err(error) => return self.wait_out(&error).await,
+        }
+        // Should it vanish at once again, this is no hot loop.
+        self.pause().await;
+    }
+
+    async fn wait_out(&mut self, error: &LogError) {
+        let post = Arc::clone(&self.post);
+        if self.pause == PAUSE_MIN {
+            tracing::warn!(stream = %post.stream, %error, "the log does not answer, retrying");
+        }
+        post.metrics.count_log_failure();
+        if error.is_failure() {
+            self.breaker.failed(Instant::now());
+            self.show_breaker();
+        }
+        self.pause().await;
+        while self.breaker.admit(Instant::now()).is_err() {
+            // An open breaker only asks whether the log is back.
+            if post.log.now_ms().await.is_ok() {
+                self.breaker.log_is_alive(Instant::now());
+            } else {
+                self.pause().await;
+            }
+            self.show_breaker();
+        }
+    }
+
+    async fn pause(&mut self) {
+        let jitter = rand::rng().random_range(0.5..=1.0);
+        tokio::time::sleep(self.pause.mul_f64(jitter)).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+
+    fn show_breaker(&self) {
+        let name = BreakerName::Consume(self.post.stream);
+        self.post.metrics.show_breaker(name, self.breaker.position());
+    }
+}

@@ -1,0 +1,124 @@
+//! The embedded log: Redis Streams' meaning in one local file.
+//!
+//! Entries and claims live in the file; the state of groups (cursor, pending entries) lives in
+//! memory, is authoritative there, and is journaled to the file. One writer commits: whoever leaves a
+//! change while nobody writes starts it, and everything left meanwhile goes into its next
+//! transaction (group commit). An append is answered, and becomes visible to readers, once it is on
+//! disk; acknowledgements and claims are written in order behind it. A crash therefore loses nothing
+//! that was published, and at worst repeats what was handled in the last milliseconds.
+//!
+//! `state` is memory, `file` the tables, `writer` the commits, `read` and `ops` what a log offers.
+
+mod file;
+mod lock;
+mod ops;
+mod read;
+mod state;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redb::Database;
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::entry::EntryId;
+use crate::error::{BusError, LogError};
+
+pub(crate) use self::read::EmbeddedReader;
+use self::state::Core;
+use self::writer::Nonces;
+
+/// Appends waiting for their commit; more wait for a place. Bounds memory to this many entries.
+const APPENDS_WAITING_MAX: usize = 8192;
+
+/// A log in one local file. Cheap to clone; the file is closed with the last clone.
+#[derive(Clone)]
+pub(crate) struct EmbeddedLog(Arc<Shared>);
+
+struct Shared {
+    path: PathBuf,
+    db: Database,
+    /// Held for microseconds, never over a wait or a read of the file.
+    core: Mutex<Core>,
+    /// Claims not yet in the file. Held over look-ups in the file, hence a lock of its own.
+    nonces: Mutex<Nonces>,
+    places: Semaphore,
+    /// What stood in the log when it was opened is delivered carefully; see [`read`].
+    backlog_until: u64,
+    _lock: lock::Lock,
+}
+
+impl std::fmt::Debug for EmbeddedLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EmbeddedLog({})", self.0.path.display())
+    }
+}
+
+impl Shared {
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn storage(&self, source: impl Into<redb::Error>) -> LogError {
+        LogError::Storage { path: self.path.clone(), source: Arc::new(source.into()) }
+    }
+
+    fn closed(&self) -> LogError {
+        LogError::Closed { path: self.path.clone() }
+    }
+}
+
+impl EmbeddedLog {
+    /// Opens or makes the file, and locks it for this process.
+    pub(crate) async fn open(path: PathBuf, config: &Config) -> Result<Self, BusError> {
+        let period_ms = u64::try_from(config.claim_ttl().as_millis()).unwrap_or(u64::MAX).max(1);
+        let opened = tokio::task::spawn_blocking(move || Self::open_now(path, period_ms));
+        match opened.await {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+
+    fn open_now(path: PathBuf, period_ms: u64) -> Result<Self, BusError> {
+        let lock = lock::Lock::take(&path)?;
+        let db = Database::create(&path).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => {
+                BusError::Locked { path: path.clone(), pid: None }
+            }
+            redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
+                BusError::Open { path: path.clone(), source }
+            }
+            other => BusError::Damaged { path: path.clone(), source: Arc::new(other.into()) },
+        })?;
+        let core = file::load(&db)
+            .map_err(|source| BusError::Damaged { path: path.clone(), source: Arc::new(source) })?;
+        Ok(Self(Arc::new(Shared {
+            path,
+            db,
+            core: Mutex::new(core),
+            nonces: Mutex::new(Nonces::new(period_ms)),
+            places: Semaphore::new(APPENDS_WAITING_MAX),
+            backlog_until: leyline::time::now_unix_ms(),
+            _lock: lock,
+        })))
+    }
+
+    /// Appends; the answer comes when the entry is on disk.
+    pub(crate) async fn append(
+        &self,
+        stream: &str,
+        fields: &[(&[u8], &[u8])],
+    ) -> Result<EntryId, LogError> {
+        let value = file::encode(fields);
+        let _place = self.0.places.acquire().await.map_err(|_| self.0.closed())?;
+        let (id, ticket) = {
+            let mut core = self.0.core();
+            let id = core.append(stream, value);
+            (id, core.ticket())
+        };
+        self.0.commit(ticket).await?;
+        Ok(id)
+    }
+}

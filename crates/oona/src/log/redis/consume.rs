@@ -1,0 +1,200 @@
+//! What a consumer asks of the server beside reading.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use redis::Value;
+
+use super::RedisLog;
+use super::reply::{entry, items, number, pairs, text};
+use crate::entry::{EntryId, RawEntry};
+use crate::error::LogError;
+use crate::log::{ConsumerSeen, Epitaph, NonceClaim, PendingEntry, PendingOf, Seat, dead};
+
+/// Arguments of one script call; Lua's `unpack` takes some thousands at most.
+const IDS_PER_SCRIPT: usize = 500;
+
+impl RedisLog {
+    /// `SET key entry NX GET` claims and tells the owner in one step; a batch is one round trip.
+    pub(crate) async fn claim_nonces(
+        &self,
+        _stream: &str,
+        nonces: Vec<(String, EntryId)>,
+    ) -> Result<Vec<NonceClaim>, LogError> {
+        if nonces.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ttl_ms = u64::try_from(self.0.claim_ttl.as_millis()).unwrap_or(u64::MAX);
+        let mut pipe = redis::pipe();
+        let mut ids = Vec::with_capacity(nonces.len());
+        for (nonce, id) in nonces {
+            let id = id.to_string();
+            let key = format!("{}:{nonce}", self.0.key_prefix);
+            pipe.cmd("SET").arg(key).arg(&id).arg("NX").arg("GET").arg("PX").arg(ttl_ms);
+            ids.push(id);
+        }
+        let owners: Vec<Option<String>> = self.ask_many("claim of nonces", false, &pipe).await?;
+        let claim = |(owner, id): (Option<String>, String)| match owner {
+            None => NonceClaim::First,
+            Some(owner) if owner == id => NonceClaim::Again,
+            Some(_) => NonceClaim::Replay,
+        };
+        Ok(owners.into_iter().zip(ids).map(claim).collect())
+    }
+
+    pub(crate) async fn ack(&self, seat: &Seat, ids: &[EntryId]) -> Result<(), LogError> {
+        let mut command = redis::cmd("XACK");
+        command.arg(&seat.stream).arg(&seat.group);
+        for id in ids {
+            command.arg(id.to_string());
+        }
+        let _acknowledged: u64 = self.ask("acknowledge", false, &command).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn tick(&self, seat: &Seat) -> Result<Vec<ConsumerSeen>, LogError> {
+        let operation = "heartbeat";
+        let mut call = self.0.scripts.tick.prepare_invoke();
+        call.key(self.beats_key(&seat.stream, &seat.group)).key(&seat.stream);
+        call.arg(&seat.group).arg(&seat.consumer);
+        let mut connection = self.connection(false);
+        let value: Value = self
+            .bounded(operation, call.invoke_async(&mut connection))
+            .await
+            .map_err(|error| located(error, seat))?;
+        consumers(value).ok_or(LogError::Reply { operation })
+    }
+
+    pub(crate) async fn pending(
+        &self,
+        seat: &Seat,
+        of: PendingOf<'_>,
+        count: usize,
+    ) -> Result<Vec<PendingEntry>, LogError> {
+        let operation = "list of pending entries";
+        let mut command = redis::cmd("XPENDING");
+        command.arg(&seat.stream).arg(&seat.group);
+        if let PendingOf::Idle(idle) = of {
+            command.arg("IDLE").arg(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
+        }
+        command.arg("-").arg("+").arg(count);
+        if let PendingOf::Consumer(consumer) = of {
+            command.arg(consumer);
+        }
+        let value =
+            self.ask(operation, false, &command).await.map_err(|error| located(error, seat))?;
+        pending(value).ok_or(LogError::Reply { operation })
+    }
+
+    pub(crate) async fn claim(
+        &self,
+        seat: &Seat,
+        entries: &[PendingEntry],
+    ) -> Result<Vec<RawEntry>, LogError> {
+        let operation = "claim";
+        let mut pipe = redis::pipe();
+        for entry in entries {
+            // Idle at least as long as listed: of two claimers only the first gets it.
+            let idle = u64::try_from(entry.idle.as_millis()).unwrap_or(u64::MAX);
+            pipe.cmd("XCLAIM").arg(&seat.stream).arg(&seat.group).arg(&seat.consumer);
+            pipe.arg(idle).arg(entry.id.to_string());
+        }
+        let answers: Vec<Value> =
+            self.ask_many(operation, false, &pipe).await.map_err(|error| located(error, seat))?;
+        let mut claimed = Vec::with_capacity(entries.len());
+        let mut gone = Vec::new();
+        for (asked, answer) in entries.iter().zip(answers) {
+            for value in items(answer).ok_or(LogError::Reply { operation })? {
+                match entry(value) {
+                    Some((id, Some(fields))) => {
+                        claimed.push(RawEntry::new(id, fields, asked.deliveries + 1));
+                    }
+                    Some((id, None)) => gone.push(id),
+                    None => gone.push(asked.id),
+                }
+            }
+        }
+        if !gone.is_empty() {
+            self.ack(seat, &gone).await?;
+        }
+        Ok(claimed)
+    }
+
+    pub(crate) async fn renew(&self, seat: &Seat, ids: &[EntryId]) -> Result<(), LogError> {
+        for ids in ids.chunks(IDS_PER_SCRIPT) {
+            let mut call = self.0.scripts.renew.prepare_invoke();
+            call.key(&seat.stream).arg(&seat.group).arg(&seat.consumer);
+            for id in ids {
+                call.arg(id.to_string());
+            }
+            let mut connection = self.connection(false);
+            let _renewed: u64 = self
+                .bounded("renew", call.invoke_async(&mut connection))
+                .await
+                .map_err(|error| located(error, seat))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn bury(
+        &self,
+        seat: &Seat,
+        id: EntryId,
+        dead_letter: &str,
+        epitaph: &Epitaph,
+    ) -> Result<bool, LogError> {
+        let mut call = self.0.scripts.bury.prepare_invoke();
+        call.key(&seat.stream).key(dead_letter).arg(&seat.group).arg(id.to_string());
+        call.arg(dead::REASON).arg(&epitaph.reason);
+        call.arg(dead::ATTEMPTS).arg(epitaph.attempts);
+        call.arg(dead::ORIGIN).arg(&seat.stream);
+        call.arg(dead::ENTRY).arg(id.to_string());
+        call.arg(dead::GROUP).arg(&seat.group);
+        let mut connection = self.connection(false);
+        self.bounded("dead letter", call.invoke_async(&mut connection)).await
+    }
+}
+
+fn located(error: LogError, seat: &Seat) -> LogError {
+    match error {
+        LogError::NoGroup { .. } => seat.no_group(),
+        other => other,
+    }
+}
+
+fn consumers(value: Value) -> Option<Vec<ConsumerSeen>> {
+    let mut parts = items(value)?.into_iter();
+    let now = number(&parts.next()?)?;
+    let mut seen: HashMap<String, ConsumerSeen> = HashMap::new();
+    for (name, beat) in pairs(parts.next()?)? {
+        let age = Duration::from_millis(now.saturating_sub(number(&beat)?));
+        let name = text(&name)?.to_owned();
+        if name != "*" {
+            let one = ConsumerSeen { name: name.clone(), pending: 0, beat_age: Some(age) };
+            seen.insert(name, one);
+        }
+    }
+    for consumer in items(parts.next()?)? {
+        let mut consumer = items(consumer)?.into_iter();
+        let name = text(&consumer.next()?)?.to_owned();
+        let pending = number(&consumer.next()?)?;
+        seen.entry(name.clone())
+            .or_insert(ConsumerSeen { name, pending: 0, beat_age: None })
+            .pending = pending;
+    }
+    Some(seen.into_values().collect())
+}
+
+fn pending(value: Value) -> Option<Vec<PendingEntry>> {
+    let one = |value| {
+        let parts = items(value)?;
+        let [id, consumer, idle, deliveries] = parts.as_slice() else { return None };
+        Some(PendingEntry {
+            id: text(id)?.parse().ok()?,
+            consumer: text(consumer)?.to_owned(),
+            idle: Duration::from_millis(number(idle)?),
+            deliveries: u32::try_from(number(deliveries)?).unwrap_or(u32::MAX),
+        })
+    };
+    items(value)?.into_iter().map(one).collect()
+}

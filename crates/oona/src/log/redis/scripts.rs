@@ -1,0 +1,90 @@
+//! Steps that must be atomic and that no single command makes.
+
+use redis::Script;
+
+/// Keys: heartbeats, stream. Arguments: group, consumer. Notes the heartbeat by the server's clock
+/// (none for the empty name) and answers the time, all heartbeats, and how many entries each consumer has pending.
+const TICK: &str = r"
+local t = redis.call('TIME')
+local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+local pending = redis.call('XPENDING', KEYS[2], ARGV[1])
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[2], now, '*', now) end
+return { now, redis.call('HGETALL', KEYS[1]), pending[4] or {} }
+";
+
+/// Keys: stream. Arguments: group, consumer, entry ids. Resets the idle time of those entries that
+/// are still this consumer's: one that was taken over meanwhile is not stolen back.
+const RENEW: &str = r"
+local mine = {}
+for i = 3, #ARGV do
+  local p = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
+  if p[1] and p[1][2] == ARGV[2] then mine[#mine + 1] = ARGV[i] end
+end
+if #mine == 0 then return 0 end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(mine), 'JUSTID')
+return #mine
+";
+
+/// Keys: stream, dead-letter stream. Arguments: group, entry id, then further fields and values.
+/// Acknowledges and appends, unless somebody else has acknowledged before.
+const BURY: &str = r"
+local entry = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+local fields = {}
+if entry[1] then fields = entry[1][2] end
+for i = 3, #ARGV do fields[#fields + 1] = ARGV[i] end
+redis.call('XADD', KEYS[2], '*', unpack(fields))
+return 1
+";
+
+/// Keys: heartbeats, stream. Arguments: group, consumer, milliseconds of silence. Removes the
+/// consumer only when it is silent for so long and nothing is pending: removing it otherwise would
+/// take its entries out of every list.
+const REMOVE: &str = r"
+local beat = redis.call('HGET', KEYS[1], ARGV[2])
+if not beat then return 0 end
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+if now - tonumber(beat) < tonumber(ARGV[3]) then return 0 end
+if redis.call('XPENDING', KEYS[2], ARGV[1], '-', '+', 1, ARGV[2])[1] then return 0 end
+redis.call('XGROUP', 'DELCONSUMER', KEYS[2], ARGV[1], ARGV[2])
+redis.call('HDEL', KEYS[1], ARGV[2])
+return 1
+";
+
+/// Keys: heartbeats, stream. Arguments: group. The oldest pending entry, and the milliseconds since
+/// any consumer was heard of. A group never heard of is noted as heard of now.
+const LIFE: &str = r"
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local pending = redis.call('XPENDING', KEYS[2], ARGV[1])
+redis.call('HSETNX', KEYS[1], '*', string.format('%.0f', now))
+local silent = now - tonumber(redis.call('HGET', KEYS[1], '*'))
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[2], ARGV[1])) do
+  for i = 1, #consumer, 2 do
+    if consumer[i] == 'idle' and consumer[i + 1] < silent then silent = consumer[i + 1] end
+  end
+end
+return { pending[2] or '', string.format('%.0f', math.max(silent, 0)) }
+";
+
+/// The scripts, hashed once.
+pub(super) struct Scripts {
+    pub(super) tick: Script,
+    pub(super) renew: Script,
+    pub(super) bury: Script,
+    pub(super) remove: Script,
+    pub(super) life: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            tick: Script::new(TICK),
+            renew: Script::new(RENEW),
+            bury: Script::new(BURY),
+            remove: Script::new(REMOVE),
+            life: Script::new(LIFE),
+        }
+    }
+}

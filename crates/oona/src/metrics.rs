@@ -1,0 +1,303 @@
+//! What Oona counts.
+
+use std::fmt;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::breaker::Position;
+use crate::check::Refusal;
+use crate::stream::Stream;
+
+impl EncodeLabelValue for Stream {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.label().encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for Refusal {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.label().encode(encoder)
+    }
+}
+
+macro_rules! label_enum {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum $name { $($variant),+ }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                let text = match self { $(Self::$variant => $text),+ };
+                EncodeLabelValue::encode(&text, encoder)
+            }
+        }
+    };
+}
+
+label_enum! {
+    /// What became of a publish.
+    Published { Published = "published", Rerouted = "rerouted", Refused = "refused", Failed = "failed" }
+}
+label_enum! {
+    /// What became of an entry that was read.
+    Consumed {
+        Delivered = "delivered", Handled = "handled", Retried = "retried",
+        Dead = "dead_letter", Refused = "refused", Foreign = "foreign",
+    }
+}
+/// Whose breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum BreakerName {
+    Publish,
+    PublishUrgent,
+    Consume(Stream),
+}
+
+impl EncodeLabelValue for BreakerName {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Publish => "publish".encode(encoder),
+            Self::PublishUrgent => "publish_emergency".encode(encoder),
+            Self::Consume(stream) => format!("consume_{stream}").encode(encoder),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StreamLabel {
+    pub(crate) stream: Stream,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct PublishLabels {
+    pub(crate) stream: Stream,
+    pub(crate) outcome: Published,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ConsumeLabels {
+    pub(crate) stream: Stream,
+    pub(crate) outcome: Consumed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RefusalLabels {
+    pub(crate) stream: Stream,
+    pub(crate) reason: Refusal,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct GroupLabels {
+    pub(crate) stream: Stream,
+    pub(crate) group: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct BreakerLabel {
+    pub(crate) name: BreakerName,
+}
+
+/// Every metric of the bus. Cheap to clone; registered once, before anything is built.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    publish: Family<PublishLabels, Counter>,
+    consume: Family<ConsumeLabels, Counter>,
+    refused: Family<RefusalLabels, Counter>,
+    retries: Family<StreamLabel, Counter>,
+    dead_letter: Family<StreamLabel, Counter>,
+    claimed: Family<StreamLabel, Counter>,
+    legacy: Family<StreamLabel, Counter>,
+    groups_recreated: Family<StreamLabel, Counter>,
+    trimmed: Family<StreamLabel, Counter>,
+    trimmed_unread: Family<StreamLabel, Counter>,
+    consumers_removed: Family<StreamLabel, Counter>,
+    log_failures: Counter,
+    pending: Family<GroupLabels, Gauge>,
+    lag: Family<GroupLabels, Gauge>,
+    breaker_state: Family<BreakerLabel, Gauge>,
+    pub(crate) publish_seconds: Histogram,
+    delivery_seconds: Family<StreamLabel, Histogram, fn() -> Histogram>,
+    handler_seconds: Family<StreamLabel, Histogram, fn() -> Histogram>,
+}
+
+/// 50 microseconds to half a minute, doubling.
+fn seconds() -> Histogram {
+    Histogram::new((0..20).map(|power| 50e-6 * f64::from(1_u32 << power)))
+}
+
+impl Metrics {
+    /// Registers every metric under its full name.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            publish: Family::default(),
+            consume: Family::default(),
+            refused: Family::default(),
+            retries: Family::default(),
+            dead_letter: Family::default(),
+            claimed: Family::default(),
+            legacy: Family::default(),
+            groups_recreated: Family::default(),
+            trimmed: Family::default(),
+            trimmed_unread: Family::default(),
+            consumers_removed: Family::default(),
+            log_failures: Counter::default(),
+            pending: Family::default(),
+            lag: Family::default(),
+            breaker_state: Family::default(),
+            publish_seconds: seconds(),
+            delivery_seconds: Family::new_with_constructor(seconds),
+            handler_seconds: Family::new_with_constructor(seconds),
+        };
+        let m = metrics.clone();
+        registry.register("oona_publish", "Messages offered for publishing", m.publish);
+        registry.register("oona_publish_seconds", "Time of one publish", m.publish_seconds);
+        registry.register("oona_consume", "Entries read, by what became of them", m.consume);
+        registry.register("oona_refused", "Entries refused before a handler saw them", m.refused);
+        registry.register("oona_retries", "Handlers that failed and are retried", m.retries);
+        registry.register("oona_dead_letter", "Entries given up", m.dead_letter);
+        registry.register("oona_claimed", "Entries taken over from a lost consumer", m.claimed);
+        registry.register("oona_legacy", "Messages admitted without attributes", m.legacy);
+        registry.register(
+            "oona_groups_recreated",
+            "Groups that had vanished and were made again",
+            m.groups_recreated,
+        );
+        registry.register("oona_trimmed", "Entries trimmed", m.trimmed);
+        registry.register(
+            "oona_trimmed_unread",
+            "Entries trimmed before an abandoned group had read them",
+            m.trimmed_unread,
+        );
+        registry.register("oona_consumers_removed", "Dead consumers removed", m.consumers_removed);
+        registry.register("oona_log_failures", "Commands that the log failed", m.log_failures);
+        registry.register("oona_pending", "Entries delivered, not yet acknowledged", m.pending);
+        registry.register("oona_lag", "Entries not yet delivered", m.lag);
+        registry.register("oona_breaker_state", "0 closed, 1 half-open, 2 open", m.breaker_state);
+        registry.register(
+            "oona_delivery_seconds",
+            "Time from append to the handler",
+            m.delivery_seconds,
+        );
+        registry.register("oona_handler_seconds", "Time in the handler", m.handler_seconds);
+        metrics
+    }
+
+    /// Metrics that nobody reads, for tests and one-shot commands.
+    pub fn detached() -> Self {
+        Self::register(&mut Registry::default())
+    }
+
+    /// Entries refused on a stream for a reason since the start.
+    pub fn refused_total(&self, stream: Stream, reason: Refusal) -> u64 {
+        self.refused.get_or_create(&RefusalLabels { stream, reason }).get()
+    }
+
+    /// Entries of a stream given up since the start.
+    pub fn dead_letter_total(&self, stream: Stream) -> u64 {
+        self.dead_letter.get_or_create(&StreamLabel { stream }).get()
+    }
+
+    /// Groups of a stream that had vanished and were made again since the start.
+    pub fn groups_recreated_total(&self, stream: Stream) -> u64 {
+        self.groups_recreated.get_or_create(&StreamLabel { stream }).get()
+    }
+
+    /// The same numbers under the dotted names that older programs read, for a telemetry packet.
+    pub fn points(&self) -> Vec<(String, f64)> {
+        #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+        let number = |count: u64| count as f64;
+        let all = |count: &dyn Fn(Stream) -> u64| number(Stream::ALL.into_iter().map(count).sum());
+        let outcome =
+            |stream, outcome| self.publish.get_or_create(&PublishLabels { stream, outcome }).get();
+        let mut points = vec![
+            ("oona.publish_total".to_owned(), all(&|s| outcome(s, Published::Published))),
+            ("oona.publish_rerouted".to_owned(), all(&|s| outcome(s, Published::Rerouted))),
+            ("oona.publish_dropped".to_owned(), all(&|s| outcome(s, Published::Refused))),
+            ("oona.dead_letter_total".to_owned(), all(&|s| self.dead_letter_total(s))),
+        ];
+        let kernel = [Stream::KernelRequests, Stream::KernelReady, Stream::KernelErrors];
+        for (name, reason) in [("stale", Refusal::Stale), ("replay", Refusal::Replay)] {
+            let count = kernel.iter().map(|stream| self.refused_total(*stream, reason)).sum();
+            points.push((format!("oona.kernel_{name}_dropped"), number(count)));
+        }
+        points
+    }
+
+    pub(crate) fn count_publish(&self, stream: Stream, outcome: Published) {
+        self.publish.get_or_create(&PublishLabels { stream, outcome }).inc();
+    }
+
+    pub(crate) fn count_consume(&self, stream: Stream, outcome: Consumed) {
+        self.consume.get_or_create(&ConsumeLabels { stream, outcome }).inc();
+    }
+
+    pub(crate) fn count_refused(&self, stream: Stream, reason: Refusal) {
+        self.refused.get_or_create(&RefusalLabels { stream, reason }).inc();
+        self.count_consume(stream, Consumed::Refused);
+    }
+
+    pub(crate) fn count_retry(&self, stream: Stream) {
+        self.retries.get_or_create(&StreamLabel { stream }).inc();
+        self.count_consume(stream, Consumed::Retried);
+    }
+
+    pub(crate) fn count_dead(&self, stream: Stream) {
+        self.dead_letter.get_or_create(&StreamLabel { stream }).inc();
+        self.count_consume(stream, Consumed::Dead);
+    }
+
+    pub(crate) fn count_claimed(&self, stream: Stream, entries: u64) {
+        self.claimed.get_or_create(&StreamLabel { stream }).inc_by(entries);
+    }
+
+    pub(crate) fn count_legacy(&self, stream: Stream) {
+        self.legacy.get_or_create(&StreamLabel { stream }).inc();
+    }
+
+    pub(crate) fn count_group_recreated(&self, stream: Stream) {
+        self.groups_recreated.get_or_create(&StreamLabel { stream }).inc();
+    }
+
+    pub(crate) fn count_trimmed(&self, stream: Stream, entries: u64, unread: u64) {
+        self.trimmed.get_or_create(&StreamLabel { stream }).inc_by(entries);
+        self.trimmed_unread.get_or_create(&StreamLabel { stream }).inc_by(unread);
+    }
+
+    pub(crate) fn count_consumer_removed(&self, stream: Stream) {
+        self.consumers_removed.get_or_create(&StreamLabel { stream }).inc();
+    }
+
+    pub(crate) fn count_log_failure(&self) {
+        self.log_failures.inc();
+    }
+
+    pub(crate) fn show_backlog(&self, stream: Stream, group: &str, pending: u64, lag: u64) {
+        let labels = GroupLabels { stream, group: group.to_owned() };
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.pending.get_or_create(&labels).set(number(pending));
+        self.lag.get_or_create(&labels).set(number(lag));
+    }
+
+    pub(crate) fn show_breaker(&self, name: BreakerName, position: Position) {
+        let number = match position {
+            Position::Closed => 0,
+            Position::HalfOpen => 1,
+            Position::Open => 2,
+        };
+        self.breaker_state.get_or_create(&BreakerLabel { name }).set(number);
+    }
+
+    pub(crate) fn observe_delivery(&self, stream: Stream, seconds: f64) {
+        self.delivery_seconds.get_or_create(&StreamLabel { stream }).observe(seconds);
+    }
+
+    pub(crate) fn observe_handler(&self, stream: Stream, seconds: f64) {
+        self.handler_seconds.get_or_create(&StreamLabel { stream }).observe(seconds);
+    }
+}

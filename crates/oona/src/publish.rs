@@ -1,0 +1,230 @@
+//! Publishing: admission, sealing, appending.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use leyline::Message;
+use leyline::wire::{BusEnvelope, MessagePriority};
+use prost::Message as _;
+use tokio::time::Instant;
+
+use crate::admission::Admission;
+use crate::attributes;
+use crate::bus::Bus;
+use crate::entry::{EntryId, PAYLOAD, SIGNATURE};
+use crate::error::{LogError, PublishError};
+use crate::log::GroupInfo;
+use crate::metrics::Published;
+use crate::stream::Stream;
+
+/// Pause before an append is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Told to a publisher that the backlog refused: a backlog takes about that long to shrink.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// A message to publish.
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing<'a> {
+    /// The stream it is meant for.
+    pub stream: Stream,
+    /// Decides who gives way under pressure.
+    pub priority: MessagePriority,
+    /// The subsystem that sends.
+    pub source: &'static str,
+    /// The payload.
+    pub message: &'a Message,
+    /// W3C trace context to carry on.
+    pub traceparent: Option<&'a str>,
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedBecause {
+    /// The backlog of the stream's group is too long for this priority.
+    Backlog,
+    /// The log has failed several times in a row and is left alone for a while.
+    BreakerOpen,
+}
+
+/// What became of a publish. Look at it: a refused message was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a refused message was not sent"]
+pub enum Outcome {
+    /// It stands in its stream.
+    Published {
+        /// Where.
+        stream: Stream,
+        /// Its place there.
+        id: EntryId,
+    },
+    /// It stands in the emergency stream, since its own was too full.
+    Rerouted {
+        /// Where it was meant to go.
+        from: Stream,
+        /// Its place in the emergency stream.
+        id: EntryId,
+    },
+    /// It was not sent.
+    Refused {
+        /// Why.
+        reason: RefusedBecause,
+        /// When trying again may help.
+        retry_after: Duration,
+    },
+}
+
+impl Outcome {
+    /// Whether the message stands in a stream.
+    pub fn is_sent(&self) -> bool {
+        !matches!(self, Self::Refused { .. })
+    }
+}
+
+/// A signed envelope, ready to append.
+struct Sealed {
+    payload: Vec<u8>,
+    signature: String,
+}
+
+impl Bus {
+    /// Publishes a message; [`publish`](Self::publish) is the short form.
+    ///
+    /// # Errors
+    /// [`PublishError`] when it is too large, does not travel on that stream, or the log failed.
+    pub async fn send(&self, outgoing: Outgoing<'_>) -> Result<Outcome, PublishError> {
+        let started = Instant::now();
+        let outcome = self.try_send(outgoing).await;
+        let kind = match &outcome {
+            Ok(Outcome::Published { .. }) => Published::Published,
+            Ok(Outcome::Rerouted { .. }) => Published::Rerouted,
+            Ok(Outcome::Refused { .. }) => Published::Refused,
+            Err(_) => Published::Failed,
+        };
+        self.0.metrics.count_publish(outgoing.stream, kind);
+        self.0.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
+        outcome
+    }
+
+    async fn try_send(&self, outgoing: Outgoing<'_>) -> Result<Outcome, PublishError> {
+        let kind = outgoing.message.message_type();
+        if !outgoing.stream.carries(kind) {
+            return Err(PublishError::WrongStream { stream: outgoing.stream, kind });
+        }
+        let (admission, sample) = self.admit(outgoing.stream, outgoing.priority).await?;
+        let lane = match admission {
+            Admission::Publish => outgoing.stream,
+            Admission::Reroute => Stream::Emergency,
+            Admission::Refuse => {
+                let reason = RefusedBecause::Backlog;
+                return Ok(Outcome::Refused { reason, retry_after: RETRY_AFTER });
+            }
+        };
+        let sealed = self.seal(outgoing, lane)?;
+        let urgent = lane == Stream::Emergency;
+        let let_through = |breaker: &mut crate::breaker::Breaker| breaker.admit(Instant::now());
+        if let Err(retry_after) = self.0.pulse.breaker(urgent, let_through) {
+            return Ok(Outcome::Refused { reason: RefusedBecause::BreakerOpen, retry_after });
+        }
+        let id = self.append(lane, &sealed, urgent, sample && lane == outgoing.stream).await;
+        self.0.pulse.breaker(urgent, |breaker| match &id {
+            Err(error) if error.is_failure() => breaker.failed(Instant::now()),
+            _ => breaker.succeeded(),
+        });
+        let id = id.inspect_err(|_| self.0.metrics.count_log_failure())?;
+        Ok(match admission {
+            Admission::Reroute => Outcome::Rerouted { from: outgoing.stream, id },
+            _ => Outcome::Published { stream: lane, id },
+        })
+    }
+
+    /// Decides by the backlog as last seen, and says whether this publish shall look again. A
+    /// refusal is decided on a fresh look when one is due, or it would never end.
+    async fn admit(
+        &self,
+        stream: Stream,
+        priority: MessagePriority,
+    ) -> Result<(Admission, bool), LogError> {
+        if priority == MessagePriority::Critical && !stream.may_reroute() {
+            return Ok((Admission::Publish, false));
+        }
+        let (depth, due) = self.0.depths.look(stream, self.0.config.depth_sample_interval);
+        let admission = self.0.bands.admit(stream, priority, depth);
+        if admission == Admission::Publish || !due {
+            return Ok((admission, due));
+        }
+        let groups = self.0.log.groups(self.name(stream)).await?;
+        let depth = self.note_depth(stream, &groups);
+        Ok((self.0.bands.admit(stream, priority, depth), false))
+    }
+
+    fn note_depth(&self, stream: Stream, groups: &[GroupInfo]) -> u64 {
+        let group = groups.iter().find(|info| info.name == self.0.config.group);
+        let depth = group.map_or(0, GroupInfo::depth);
+        self.0.depths.note(stream, depth);
+        depth
+    }
+
+    /// Puts the attributes in and signs: exactly these bytes are sent and verified.
+    fn seal(&self, outgoing: Outgoing<'_>, lane: Stream) -> Result<Sealed, PublishError> {
+        let mut attributes = BTreeMap::from([
+            (attributes::ID.to_owned(), uuid::Uuid::now_v7().to_string()),
+            (attributes::ISSUED_AT_MS.to_owned(), leyline::time::now_unix_ms().to_string()),
+            (attributes::SOURCE.to_owned(), outgoing.source.to_owned()),
+            (attributes::STREAM.to_owned(), self.name(lane).to_owned()),
+            (attributes::KEY_ID.to_owned(), self.0.keyring.current_id().to_string()),
+        ]);
+        if let Some(traceparent) = outgoing.traceparent {
+            attributes.insert(attributes::TRACEPARENT.to_owned(), traceparent.to_owned());
+        }
+        let envelope = BusEnvelope {
+            message_type: outgoing.message.message_type() as i32,
+            payload: outgoing.message.encode_payload(),
+            attributes,
+        };
+        let payload = envelope.encode_to_vec();
+        let signature = self.0.keyring.sign(&payload);
+        let bytes = payload.len() + signature.len();
+        let bytes_max = self.0.config.message_bytes_max;
+        if bytes > bytes_max {
+            return Err(PublishError::Oversize { bytes, bytes_max });
+        }
+        Ok(Sealed { payload, signature })
+    }
+
+    /// Appends, in one round trip. Where the answer is lost the same bytes are sent again: should
+    /// both arrive, the copy is refused as a replay.
+    async fn append(
+        &self,
+        lane: Stream,
+        sealed: &Sealed,
+        urgent: bool,
+        sample: bool,
+    ) -> Result<EntryId, LogError> {
+        let fields: [(&[u8], &[u8]); 2] = [
+            (PAYLOAD.as_bytes(), &sealed.payload),
+            (SIGNATURE.as_bytes(), sealed.signature.as_bytes()),
+        ];
+        let name = self.name(lane);
+        let after = self.0.config.publish_timeout;
+        let deadline = Instant::now() + after;
+        loop {
+            let appended = tokio::time::timeout_at(deadline, async {
+                if !sample {
+                    return self.0.log.append(name, &fields, urgent).await;
+                }
+                let (id, groups) = self.0.log.append_and_sample(name, &fields, urgent).await?;
+                self.note_depth(lane, &groups);
+                Ok(id)
+            });
+            match appended.await {
+                Ok(Err(LogError::Unreachable { .. }))
+                    if Instant::now() + RETRY_PAUSE < deadline =>
+                {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Ok(answer) => return answer,
+                Err(_) => return Err(LogError::TimedOut { operation: "append", after }),
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What one consumer holds: entries it has been given and has not settled yet.
+//!
+//! An entry that is pending under this consumer's name but not listed here was lost on the way, in a
+//! reply that never arrived for instance, and is fetched again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::entry::EntryId;
+
+/// The desk of one consumer. Shared with its deliveries, which take their entries off it.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    held: Mutex<Held>,
+    /// Something was settled, or put back for a retry.
+    pub(crate) changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    entries: HashMap<EntryId, Item>,
+    /// Which entry a key waits for.
+    busy: HashMap<String, EntryId>,
+    /// Acknowledgements that did not reach the log; they are sent again before the next read.
+    owed: Vec<EntryId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Item {
+    /// Waiting to be handed out, or with a handler.
+    Held,
+    /// Failed; to be fetched again at that time.
+    Retry(Instant),
+}
+
+impl Work {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes entries that have just been read or claimed.
+    pub(crate) fn take_in(&self, ids: impl IntoIterator<Item = EntryId>) {
+        let mut held = self.held();
+        for id in ids {
+            held.entries.insert(id, Item::Held);
+        }
+    }
+
+    /// Forgets an entry that is settled, or that shall be found by the search for lost ones.
+    pub(crate) fn let_go(&self, id: EntryId, key: Option<&str>) {
+        let mut held = self.held();
+        held.entries.remove(&id);
+        if let Some(key) = key
+            && held.busy.get(key) == Some(&id)
+        {
+            held.busy.remove(key);
+        }
+        drop(held);
+        self.changed.notify_one();
+    }
+
+    /// Keeps an entry for a retry. Its key stays busy: what comes after it has to wait.
+    pub(crate) fn retry_at(&self, id: EntryId, due: Instant) {
+        self.held().entries.insert(id, Item::Retry(due));
+        self.changed.notify_one();
+    }
+
+    /// Reserves the key for this entry, unless another entry has it.
+    pub(crate) fn reserve(&self, key: &str, id: EntryId) -> bool {
+        let mut held = self.held();
+        match held.busy.get(key) {
+            Some(owner) => *owner == id,
+            None => {
+                held.busy.insert(key.to_owned(), id);
+                true
+            }
+        }
+    }
+
+    /// Whether the consumer has this entry.
+    pub(crate) fn holds(&self, id: EntryId) -> bool {
+        self.held().entries.contains_key(&id)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.held().entries.len()
+    }
+
+    pub(crate) fn ids(&self) -> Vec<EntryId> {
+        self.held().entries.keys().copied().collect()
+    }
+
+    /// Entries whose retry is due, oldest first.
+    pub(crate) fn due(&self, now: Instant) -> Vec<EntryId> {
+        let held = self.held();
+        let due = |item: &Item| matches!(item, Item::Retry(at) if *at <= now);
+        let mut ids: Vec<EntryId> =
+            held.entries.iter().filter(|(_, item)| due(item)).map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// When the next retry is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        let due = |item: &Item| match item {
+            Item::Retry(at) => Some(*at),
+            Item::Held => None,
+        };
+        self.held().entries.values().filter_map(due).min()
+    }
+
+    pub(crate) fn owe(&self, id: EntryId) {
+        self.held().owed.push(id);
+    }
+
+    pub(crate) fn owed(&self) -> Vec<EntryId> {
+        self.held().owed.clone()
+    }
+
+    /// These acknowledgements have arrived at last.
+    pub(crate) fn paid(&self, ids: &[EntryId]) {
+        let mut held = self.held();
+        held.owed.retain(|id| !ids.contains(id));
+        for id in ids {
+            held.entries.remove(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn id(ms: u64) -> EntryId {
+        EntryId { ms, seq: 0 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_one_entrys_until_that_is_settled() {
+        let work = Work::default();
+        work.take_in([id(1), id(2)]);
+        assert!(work.reserve("run", id(1)));
+        assert!(!work.reserve("run", id(2)));
+        work.retry_at(id(1), Instant::now() + Duration::from_secs(1));
+        assert!(!work.reserve("run", id(2)), "a retry keeps its place");
+        assert!(work.reserve("run", id(1)));
+        work.let_go(id(1), Some("run"));
+        assert!(work.reserve("run", id(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_fall_due_in_order() {
+        let work = Work::default();
+        let now = Instant::now();
+        work.retry_at(id(2), now + Duration::from_secs(1));
+        work.retry_at(id(1), now + Duration::from_secs(2));
+        assert_eq!(work.due(now), []);
+        assert_eq!(work.next_due(), Some(now + Duration::from_secs(1)));
+        assert_eq!(work.due(now + Duration::from_secs(2)), [id(1), id(2)]);
+    }
+}
