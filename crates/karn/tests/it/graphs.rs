@@ -31,8 +31,9 @@ pub fn each_graph(mut check: impl FnMut(&str, Site, &Graph)) {
 }
 
 fn bytes(id: &str, parameters: &Parameters, site: Site) -> String {
-    let graph = build(find(&id.into()).unwrap(), parameters, &site).unwrap();
-    to_canonical_json(&graph).unwrap()
+    let blueprint = find(&id.into()).expect("the test names a blueprint of the catalogue");
+    let graph = build(blueprint, parameters, &site).expect("the test asks for what can be built");
+    to_canonical_json(&graph).expect("a graph is JSON")
 }
 
 #[test]
