@@ -38,10 +38,14 @@ fn unit_gate(sketch: &mut Sketch, x: NodeId, logit: NodeId) -> Built {
 /// BP017. Attention over channels by their cross-covariance (El-Nouby et al. 2021, "XCiT"): within each of `heads`
 /// groups of channels, `softmax(t cos(q_i, k_j)) v_j` with a trainable temperature `t` per head, where the lengths of
 /// `q` and `k` run over positions. The output projection starts at zero and the input skips around it. The
-/// number of heads is the largest divisor of the channels up to the parameter. Identity at the start.
+/// number of heads is the largest divisor of the channels up to the parameter that leaves two channels to each.
+/// Identity at the start.
 pub(super) fn channel_attention(sketch: &mut Sketch, x: NodeId, parameters: &Parameters) -> Built {
     let MapSize { channels, height, width } = sketch.site.map();
-    let (heads, positions) = (divisor(channels, value(parameters, "heads")), height * width);
+    // A head of one channel has nothing to attend to but itself.
+    let heads_max = (channels / 2) as f64;
+    let heads = divisor(channels, value(parameters, "heads").min(heads_max));
+    let positions = height * width;
     let map = sketch.as_map(x)?;
     let split = [heads, channels / heads, positions];
     let mut project = |name| {

@@ -1,3 +1,4 @@
 //! Black-box tests of the catalogue.
+mod computed;
 mod graphs;
 mod selection;
