@@ -1,1 +1,2 @@
 //! The foundation service: settings, boot table, supervisor, command line.
+pub mod settings;

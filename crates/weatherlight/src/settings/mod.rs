@@ -1,0 +1,26 @@
+//! Settings: one table of definitions, from which come the typed fields, the checks and the
+//! documentation.
+//!
+//! Reading order: `table` (the settings), `definition` (what a row holds), `kind` (types and
+//! bounds), `source` (where texts come from), `resolve` (merging and checking), `docs` (what is
+//! generated).
+
+mod definition;
+pub mod docs;
+mod fault;
+mod kind;
+mod resolve;
+mod rules;
+mod secret;
+mod source;
+mod table;
+
+pub use definition::{Definition, Reload};
+pub use fault::{Fault, Faults, Origin, Problem};
+pub use kind::{Kind, Unit, Value};
+pub use resolve::{InForce, Resolved, resolve};
+pub use secret::{MASK, SecretText, masked_url};
+pub use source::{DEFAULT_FILE, Sources};
+pub use table::{DEFINITIONS, EsperSettings};
+
+use definition::FromValue;

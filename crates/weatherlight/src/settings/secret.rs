@@ -1,0 +1,81 @@
+//! A text that no formatting shows.
+
+use std::fmt;
+
+use zeroize::Zeroizing;
+
+/// What secrets are printed as.
+pub const MASK: &str = "********";
+
+/// A secret read from the settings: wiped when dropped, printed as a mask, and reachable only by
+/// the one method whose name says what it does.
+#[derive(Clone)]
+pub struct SecretText(Zeroizing<String>);
+
+impl SecretText {
+    /// Takes the text; white space around it is not part of it.
+    pub fn new(text: &str) -> Self {
+        Self(Zeroizing::new(text.trim().to_owned()))
+    }
+
+    /// The text itself, for the one place that uses it. Never print or log what this returns.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The secret as a signing key.
+    pub fn signing(&self) -> leyline::sign::Secret {
+        leyline::sign::Secret::new(self.expose())
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl fmt::Display for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl PartialEq for SecretText {
+    /// In constant time for texts of equal length.
+    fn eq(&self, other: &Self) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for SecretText {}
+
+/// A URL with the password in it, if there is one, replaced by the mask.
+pub fn masked_url(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let authority_end = rest.find('/').unwrap_or(rest.len());
+    let Some(at) = rest[..authority_end].rfind('@') else { return url.to_owned() };
+    let user = rest[..at].split(':').next().unwrap_or_default();
+    format!("{scheme}://{user}:{MASK}@{}", &rest[at + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let secret = SecretText::new(" correct horse battery ");
+        assert_eq!(format!("{secret} {secret:?}"), format!("{MASK} {MASK}"));
+        assert_eq!(secret.expose(), "correct horse battery");
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_masked() {
+        assert_eq!(masked_url("redis://:pw@h:1/0"), format!("redis://:{MASK}@h:1/0"));
+        assert_eq!(masked_url("redis://me:p@w@h/0"), format!("redis://me:{MASK}@h/0"));
+        assert_eq!(masked_url("redis://h/0"), "redis://h/0");
+        assert_eq!(masked_url("sqlite:///./x@y.db"), "sqlite:///./x@y.db");
+    }
+}

@@ -1,0 +1,193 @@
+//! The settings themselves. To add one, add a row: its typed field, its environment variable, its
+//! key in `weatherlight.toml`, its checks and its documentation all come from here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::definition::settings;
+use super::kind::Kind::{
+    Address, Bytes, Choice, Duration as Span, Integer, LogFilter, Number, Path, Secret, Switch,
+    Text, Url,
+};
+use super::kind::Unit::{Hours, Milliseconds, Seconds};
+use super::secret::SecretText;
+
+/// One day in milliseconds, the upper bound of most time spans.
+const DAY_MS: f64 = 86_400_000.0;
+const HTTP: &[&str] = &["http", "https"];
+
+settings! {
+    "Secrets" {
+        leyline_secret: Option<SecretText> = "ESPER_LEYLINE_SECRET" "leyline.secret"
+            Secret, None, Restart,
+            "Shared secret that signs and verifies every bus message. Required by `serve` and `train`; the demo makes one for itself. Programs with another secret refuse one another's messages.";
+        leyline_secret_previous: Option<SecretText> = "ESPER_LEYLINE_SECRET_PREVIOUS" "leyline.secret_previous"
+            Secret, None, Restart,
+            "The secret before the current one, still accepted when verifying, so that secrets can be rotated without a stop.";
+        leyline_namespace: String = "LEYLINE_DEFAULT_NAMESPACE" "leyline.namespace"
+            Text, Some("esper.leyline.v1"), Restart,
+            "Package name of the wire contract. Only the default speaks to other programs.";
+    }
+    "Service" {
+        http_addr: SocketAddr = "WEATHERLIGHT_HTTP_ADDR" "weatherlight.http_addr"
+            Address, Some("127.0.0.1:9100"), Restart,
+            "Where the page, `/metrics` and the health endpoints listen. On anything but loopback others can read them.";
+        http_token: Option<SecretText> = "WEATHERLIGHT_HTTP_TOKEN" "weatherlight.http_token"
+            Secret, None, Restart,
+            "Bearer token for the endpoints that change something (restarting a worker). Unset: they refuse everybody.";
+        state_dir: PathBuf = "WEATHERLIGHT_STATE_DIR" "weatherlight.state_dir"
+            Path, Some("./var"), Restart,
+            "Directory of what the service itself keeps: the embedded log, the demo's secret, checkpoints.";
+        telemetry_interval: Duration = "WEATHERLIGHT_TELEMETRY_INTERVAL_S" "weatherlight.telemetry_interval_s"
+            Span(Seconds, 0.1, 3600.0), Some("10"), Restart,
+            "How often the service publishes its own telemetry packet.";
+        drain_timeout: Duration = "WEATHERLIGHT_DRAIN_TIMEOUT_S" "weatherlight.drain_timeout_s"
+            Span(Seconds, 0.1, 3600.0), Some("10"), Restart,
+            "How long an orderly stop may take before what is left is aborted and named. Keep it below the service manager's own stop time-out.";
+        heartbeat_budget: Duration = "WEATHERLIGHT_HEARTBEAT_BUDGET_S" "weatherlight.heartbeat_budget_s"
+            Span(Seconds, 2.0, 3600.0), Some("10"), Restart,
+            "A worker silent for longer counts as hung and is restarted. Workers beat every second.";
+        disk_free_min: u64 = "WEATHERLIGHT_DISK_FREE_MIN_BYTES" "weatherlight.disk_free_min_bytes"
+            Bytes(0, 1 << 50), Some("256MiB"), Restart,
+            "Preflight warns when a directory it writes to has less space than this.";
+    }
+    "Logs" {
+        log_level: String = "ESP_LOG_LEVEL" "log.level"
+            LogFilter, Some("INFO"), Live,
+            "What is logged: a level, or directives such as `info,oona=debug`.";
+        log_format: String = "WEATHERLIGHT_LOG_FORMAT" "log.format"
+            Choice(&["auto", "text", "json"]), Some("auto"), Restart,
+            "How it is logged: `auto` is text on a terminal and JSON otherwise.";
+    }
+    "Message bus" {
+        redis_url: Option<String> = "REDIS_URL" "oona.redis_url"
+            Url(&["redis", "rediss", "redis+unix", "unix"]), None, Restart,
+            "Redis 7.0 or later for several processes or machines. Unset: the embedded log, for this process alone.";
+        oona_normal_stream: String = "OONA_NORMAL_STREAM" "oona.normal_stream"
+            Text, Some("oona.normal"), Restart,
+            "Stream of system states, commands and field reports.";
+        oona_emergency_stream: String = "OONA_EMERGENCY_STREAM" "oona.emergency_stream"
+            Text, Some("oona.emergency"), Restart,
+            "Stream of emergency signals and of what is rerouted under pressure.";
+        oona_telemetry_stream: String = "OONA_TELEMETRY_STREAM" "oona.telemetry_stream"
+            Text, Some("oona.telemetry"), Restart,
+            "Stream of telemetry packets.";
+        oona_policy_stream: String = "OONA_POLICY_STREAM" "oona.policy_stream"
+            Text, Some("oona.policy"), Restart,
+            "Stream of policy updates.";
+        oona_kernel_request_stream: String = "OONA_KERNEL_REQUEST_STREAM" "oona.kernel_request_stream"
+            Text, Some("oona.kernels.requests"), Restart,
+            "Stream of requests for kernels.";
+        oona_kernel_ready_stream: String = "OONA_KERNEL_READY_STREAM" "oona.kernel_ready_stream"
+            Text, Some("oona.kernels.ready"), Restart,
+            "Stream of answers: a kernel is ready.";
+        oona_kernel_error_stream: String = "OONA_KERNEL_ERROR_STREAM" "oona.kernel_error_stream"
+            Text, Some("oona.kernels.errors"), Restart,
+            "Stream of answers: a kernel cannot be had.";
+        oona_dead_letter_stream: String = "OONA_DEAD_LETTER_STREAM" "oona.dead_letter_stream"
+            Text, Some("oona.deadletter"), Restart,
+            "Stream of what could not be handled, with the reason beside it.";
+        oona_message_ttl: Duration = "OONA_MESSAGE_TTL_MS" "oona.message_ttl_ms"
+            Span(Milliseconds, 1000.0, 30.0 * DAY_MS), Some("900000"), Restart,
+            "Age beyond which a handled entry is trimmed, and for which a group without a live consumer holds trimming back.";
+        oona_message_bytes_max: usize = "OONA_MAX_MESSAGE_BYTES" "oona.max_message_bytes"
+            Bytes(1024, 64 << 20), Some("256KiB"), Restart,
+            "Larger messages are refused when published and when read. Artifacts never travel on the bus.";
+        oona_freshness_window: Duration = "OONA_FRESHNESS_WINDOW_MS" "oona.freshness_window_ms"
+            Span(Milliseconds, 1.0, DAY_MS), Some("300000"), Restart,
+            "How old a message may be when it is appended; older ones are refused as stale.";
+        kernel_freshness_window: Duration = "KERNEL_FRESHNESS_WINDOW_MS" "kernel.freshness_window_ms"
+            Span(Milliseconds, 1.0, DAY_MS), Some("60000"), Restart,
+            "The same for requests for kernels.";
+        kernel_nonce_cache_size: usize = "KERNEL_NONCE_CACHE_SIZE" "kernel.nonce_cache_size"
+            Integer(16, 1 << 24), Some("4096"), Restart,
+            "How many command ids the seed manager remembers against replay.";
+        oona_accept_legacy: bool = "OONA_ACCEPT_LEGACY" "oona.accept_legacy"
+            Switch, Some("false"), Restart,
+            "Admit signed messages without nonce and time, from programs that predate them. Weakens the protection against replay.";
+        oona_attempts_max: u32 = "OONA_MAX_ATTEMPTS" "oona.max_attempts"
+            Integer(1, 100), Some("5"), Restart,
+            "Deliveries of one entry before it is moved to the dead-letter stream.";
+        oona_claim_idle: Duration = "OONA_CLAIM_IDLE_MS" "oona.claim_idle_ms"
+            Span(Milliseconds, 100.0, DAY_MS), Some("10000"), Restart,
+            "Entries of a silent consumer are taken over after this. Below the time a handler takes, work is done twice.";
+        oona_stream_len_max: u64 = "OONA_STREAM_LEN_MAX" "oona.stream_len_max"
+            Integer(100, 1_000_000_000), Some("100000"), Restart,
+            "Stream length beyond which handled entries are trimmed.";
+        oona_queue_depth_max: u64 = "OONA_QUEUE_DEPTH_MAX" "oona.queue_depth_max"
+            Integer(1, 1_000_000_000), Some("10000"), Restart,
+            "The unacknowledged backlog that counts as full.";
+        oona_backpressure_threshold: u64 = "OONA_BACKPRESSURE_THRESHOLD" "oona.backpressure_threshold"
+            Integer(1, 1_000_000_000), Some("7500"), Restart,
+            "Backlog from which LOW, later NORMAL messages are refused.";
+        oona_emergency_threshold: u64 = "OONA_EMERGENCY_THRESHOLD" "oona.emergency_threshold"
+            Integer(1, 1_000_000_000), Some("5000"), Restart,
+            "Backlog from which HIGH and CRITICAL messages take the emergency lane.";
+    }
+    "Library" {
+        urza_database_url: String = "URZA_DATABASE_URL" "urza.database_url"
+            Url(&["sqlite"]), Some("sqlite:///./var/urza/catalog.db"), Restart,
+            "Database of the artifact catalogue.";
+        urza_artifact_dir: PathBuf = "URZA_ARTIFACT_DIR" "urza.artifact_dir"
+            Path, Some("./var/urza/artifacts"), Restart,
+            "Directory of the artifacts. Trainers on other machines must see it under the same path.";
+        urza_cache_ttl: Option<Duration> = "URZA_CACHE_TTL_SECONDS" "urza.cache_ttl_seconds"
+            Span(Seconds, 1.0, 31_536_000.0), None, Restart,
+            "Age beyond which an unused artifact is expired. Unset: never.";
+    }
+    "Policy" {
+        tamiyo_policy_dir: PathBuf = "TAMIYO_POLICY_DIR" "tamiyo.policy_dir"
+            Path, Some("./var/tamiyo/policies"), Restart,
+            "Directory of accepted policies and field reports.";
+        tamiyo_conservative_mode: bool = "TAMIYO_CONSERVATIVE_MODE" "tamiyo.conservative_mode"
+            Switch, Some("false"), Restart,
+            "Start in conservative mode: only low-risk blueprints, one seed at a time.";
+        tamiyo_verify_updates: bool = "TAMIYO_VERIFY_UPDATES" "tamiyo.verify_updates"
+            Switch, Some("true"), Restart,
+            "Validate a policy update before it replaces the policy in force. Turning it off is for tests.";
+        tamiyo_update_freshness: Duration = "TAMIYO_UPDATE_FRESHNESS_SEC" "tamiyo.update_freshness_sec"
+            Span(Seconds, 1.0, 86_400.0), Some("300"), Restart,
+            "How old a policy update may be.";
+        tamiyo_step_timeout: Duration = "TAMIYO_STEP_TIMEOUT_MS" "tamiyo.step_timeout_ms"
+            Span(Milliseconds, 0.1, 60_000.0), Some("5.0"), Restart,
+            "How long one decision may take; a late one is dropped and counted.";
+        tamiyo_field_report_retention: Duration = "TAMIYO_FIELD_REPORT_RETENTION_HOURS" "tamiyo.field_report_retention_hours"
+            Span(Hours, 0.01, 8760.0), Some("24"), Restart,
+            "How long field reports are kept.";
+        tamiyo_field_report_retries_max: u32 = "TAMIYO_FIELD_REPORT_MAX_RETRIES" "tamiyo.field_report_max_retries"
+            Integer(0, 1000), Some("3"), Restart,
+            "How often publishing a field report is tried again.";
+        tamiyo_observation_epochs: u32 = "TAMIYO_FR_OBS_WINDOW_EPOCHS" "tamiyo.fr_obs_window_epochs"
+            Integer(1, 10_000), Some("1"), Restart,
+            "Epochs over which a command's effect is observed before it is reported.";
+        tamiyo_retry_backoff: Duration = "TAMIYO_FR_RETRY_BACKOFF_MS" "tamiyo.fr_retry_backoff_ms"
+            Span(Milliseconds, 1.0, DAY_MS), Some("1000"), Restart,
+            "Delay before the first retry of a field report.";
+        tamiyo_retry_backoff_factor: f64 = "TAMIYO_FR_RETRY_BACKOFF_MULT" "tamiyo.fr_retry_backoff_mult"
+            Number(1.0, 100.0), Some("2.0"), Restart,
+            "Factor by which that delay grows.";
+    }
+    "Training" {
+        tolaria_rollback_enabled: bool = "TOLARIA_ROLLBACK_ENABLED" "tolaria.rollback_enabled"
+            Switch, Some("false"), Restart,
+            "Return to the last good checkpoint when the loss diverges.";
+        tolaria_rollback_deadline: Duration = "TOLARIA_ROLLBACK_DEADLINE_MS" "tolaria.rollback_deadline_ms"
+            Span(Milliseconds, 1.0, 600_000.0), Some("250"), Restart,
+            "How long a rollback may take.";
+        tolaria_emergency_enabled: bool = "TOLARIA_EMERGENCY_ENABLED" "tolaria.emergency_enabled"
+            Switch, Some("false"), Restart,
+            "Send an emergency signal when training fails.";
+        tolaria_emergency_bypass_max: u32 = "TOLARIA_EMERGENCY_BYPASS_MAX_PER_MIN" "tolaria.emergency_bypass_max_per_min"
+            Integer(0, 100_000), Some("60"), Restart,
+            "Emergency signals per minute and trainer.";
+    }
+    "Observability" {
+        elasticsearch_url: String = "ELASTICSEARCH_URL" "nissa.elasticsearch_url"
+            Url(HTTP), Some("http://localhost:9200"), Restart,
+            "Document store of older deployments. Optional; nothing waits for it.";
+        prometheus_pushgateway: String = "PROMETHEUS_PUSHGATEWAY" "nissa.prometheus_pushgateway"
+            Url(HTTP), Some("http://localhost:9091"), Restart,
+            "Push gateway of older deployments. Optional; Prometheus scrapes `/metrics` instead.";
+    }
+}
