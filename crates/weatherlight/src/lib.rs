@@ -1,2 +1,3 @@
 //! The foundation service: settings, boot table, supervisor, command line.
 pub mod settings;
+pub mod supervisor;

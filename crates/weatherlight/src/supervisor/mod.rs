@@ -1,0 +1,11 @@
+//! Keeps the workers alive and ends them in order.
+//!
+//! Reading order: `restart` (when a worker starts again), `core` (every decision, pure), `row`
+//! (a line of the boot table), `runner` (carries the decisions out: the one place that spawns),
+//! `panics` (each reported once), `picture` (what `/healthz` shows), `notify` (systemd).
+
+pub mod core;
+pub mod restart;
+
+pub use self::core::{Cause, Core, Criticality, Effect, Event, Exit, Life, Spec, WorkerId};
+pub use restart::{History, RestartPolicy, Verdict};
