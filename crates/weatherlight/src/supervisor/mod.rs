@@ -5,7 +5,16 @@
 //! `panics` (each reported once), `picture` (what `/healthz` shows), `notify` (systemd).
 
 pub mod core;
+mod notify;
+pub mod panics;
+mod picture;
 pub mod restart;
+mod row;
+mod runner;
+pub mod signals;
 
 pub use self::core::{Cause, Core, Criticality, Effect, Event, Exit, Life, Spec, WorkerId};
+pub use picture::{BusPicture, Identity};
 pub use restart::{History, RestartPolicy, Verdict};
+pub use row::{Build, Context, Row, WorkerError, WorkerFuture, build, chain};
+pub use runner::{Boot, BootFailure, Handle, Reload, Setup, Supervisor};

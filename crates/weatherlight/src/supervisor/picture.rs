@@ -1,0 +1,123 @@
+//! The supervisor's picture of itself, as `/healthz` and `weatherlight status` show it.
+
+use std::time::Duration;
+
+use nissa::{
+    BreakerHealth, Health, LaneHealth, ProcessPhase, SystemMode, WorkerHealth, WorkerState,
+};
+use oona::Heartbeat;
+use tokio::time::Instant;
+
+use super::core::{Core, Criticality, Life, Worker};
+
+/// What the probe last saw of the bus.
+#[derive(Debug, Clone, Default)]
+pub struct BusPicture {
+    /// Why the log does not answer; `None` while it does.
+    pub failure: Option<String>,
+    /// Backlog per stream.
+    pub lanes: Vec<LaneHealth>,
+    /// Circuit breakers.
+    pub breakers: Vec<BreakerHealth>,
+}
+
+/// What stays the same over the life of the process.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Version of the service.
+    pub version: String,
+    /// Kind of the log.
+    pub log: String,
+}
+
+/// Takes the picture at `at` since the service began. `heartbeats` are those of living tasks.
+pub(super) fn take(
+    at: Duration,
+    core: &Core,
+    heartbeats: &[Option<Heartbeat>],
+    phase: ProcessPhase,
+    bus: &BusPicture,
+    identity: &Identity,
+) -> Health {
+    let workers: Vec<WorkerHealth> = core
+        .workers()
+        .iter()
+        .zip(heartbeats)
+        .map(|(worker, heartbeat)| worker_health(at, core, worker, heartbeat.as_ref()))
+        .collect();
+    let lost = lost(&workers, bus);
+    let reasons = reasons(&workers, phase, bus);
+    Health {
+        system_mode: if lost.is_empty() { SystemMode::Operational } else { SystemMode::Degraded },
+        lost,
+        phase,
+        ready: reasons.is_empty(),
+        reasons,
+        uptime_s: at.as_secs_f64(),
+        version: identity.version.clone(),
+        log: identity.log.clone(),
+        workers,
+        breakers: bus.breakers.clone(),
+        lanes: bus.lanes.clone(),
+        at: Instant::now(),
+    }
+}
+
+fn worker_health(
+    at: Duration,
+    core: &Core,
+    worker: &Worker,
+    heartbeat: Option<&Heartbeat>,
+) -> WorkerHealth {
+    let (state, backoff) = match worker.life {
+        Life::Planned => (WorkerState::Starting, Duration::ZERO),
+        Life::Running { .. } | Life::Stopping => (WorkerState::Running, Duration::ZERO),
+        Life::Ending { .. } => (WorkerState::BackingOff, Duration::ZERO),
+        Life::BackingOff { until } => (WorkerState::BackingOff, until.saturating_sub(at)),
+        Life::Parked => (WorkerState::Parked, Duration::ZERO),
+        Life::Stopped => (WorkerState::Stopped, Duration::ZERO),
+    };
+    let name_of = |id: &usize| core.workers()[*id].spec.name.to_owned();
+    WorkerHealth {
+        name: worker.spec.name.to_owned(),
+        state,
+        critical: worker.spec.criticality == Criticality::Critical,
+        restarts: worker.restarts,
+        backoff_s: backoff.as_secs_f64(),
+        last_error: worker.reasons.back().map(|(_, cause)| cause.to_string()),
+        heartbeat_age_ms: heartbeat
+            .map(|heartbeat| u64::try_from(heartbeat.age().as_millis()).unwrap_or(u64::MAX)),
+        last_phase: heartbeat.map(|heartbeat| heartbeat.phase().to_owned()),
+        depends_on: worker.spec.depends_on.iter().map(name_of).collect(),
+    }
+}
+
+fn lost(workers: &[WorkerHealth], bus: &BusPicture) -> Vec<String> {
+    let down = workers.iter().filter_map(|worker| {
+        let word = match worker.state {
+            WorkerState::Parked => "is parked",
+            WorkerState::BackingOff => "is being restarted",
+            WorkerState::Starting | WorkerState::Running | WorkerState::Stopped => return None,
+        };
+        let reason = worker.last_error.as_deref().unwrap_or("unknown reason");
+        Some(format!("{} {word}: {reason}", worker.name))
+    });
+    let log = bus.failure.iter().map(|failure| format!("the log does not answer: {failure}"));
+    down.chain(log).collect()
+}
+
+fn reasons(workers: &[WorkerHealth], phase: ProcessPhase, bus: &BusPicture) -> Vec<String> {
+    let mut reasons = match phase {
+        ProcessPhase::Booting => vec!["the service is booting".to_owned()],
+        ProcessPhase::Draining => vec!["the service is stopping".to_owned()],
+        ProcessPhase::Running => Vec::new(),
+    };
+    for worker in workers.iter().filter(|worker| worker.critical) {
+        if worker.state != WorkerState::Running && phase == ProcessPhase::Running {
+            let error = worker.last_error.as_deref().unwrap_or("not started");
+            reasons.push(format!("critical worker {} does not run: {error}", worker.name));
+        }
+    }
+    reasons.extend(bus.failure.iter().map(|failure| format!("the log does not answer: {failure}")));
+    reasons
+}

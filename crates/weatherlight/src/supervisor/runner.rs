@@ -1,0 +1,447 @@
+//! Carries out what the core decides. The one place that spawns.
+//!
+//! A single loop: `next_event` only waits, `take` acts. It owns every task, so nothing outlives it.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use nissa::{ControlRefused, ControlRequest, Health, ProcessPhase, WorkerAction};
+use oona::Heartbeat;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::core::{Cause, Core, Effect, Event, Exit, Life, Spec, WorkerId};
+use super::notify::Notifier;
+use super::panics::{self, WORKER};
+use super::picture::{self, BusPicture, Identity};
+use super::restart::RestartPolicy;
+use super::row::{Context, Row, WorkerError, chain};
+
+/// How often heartbeats are looked at and the picture is taken: a hung worker is noticed within
+/// its budget plus this.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// Orders that may wait. They come from signals and the command line.
+const ORDERS_LEN_MAX: usize = 8;
+
+/// Why the boot did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct BootFailure {
+    /// With which exit the process ends.
+    pub exit: Exit,
+    /// What is wrong, with its remedy.
+    #[source]
+    pub error: WorkerError,
+}
+
+/// Opens what the workers stand on and returns the rest of the boot table.
+pub type Boot = Pin<Box<dyn Future<Output = Result<Vec<Row>, BootFailure>> + Send>>;
+/// Re-reads what can be re-read, and says what came of it.
+pub type Reload = Box<dyn FnMut() + Send>;
+
+/// What may be asked of the supervisor from inside the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Stop(Exit),
+    Reload,
+}
+
+/// The asking end of a supervisor.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    orders: mpsc::Sender<Order>,
+    health: watch::Receiver<Health>,
+}
+
+impl Handle {
+    /// Begins the orderly stop; asked again, aborts what is left. Does not wait.
+    pub fn stop(&self, exit: Exit) {
+        // A full queue already holds a stop; a closed one belongs to a service that has ended.
+        let _ = self.orders.try_send(Order::Stop(exit));
+    }
+
+    /// Re-reads what can be re-read.
+    pub fn reload(&self) {
+        let _ = self.orders.try_send(Order::Reload);
+    }
+
+    /// The newest picture.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+}
+
+/// What a supervisor is made of.
+pub struct Setup {
+    /// How workers are brought back.
+    pub policy: RestartPolicy,
+    /// How long the orderly stop may take.
+    pub drain_timeout: Duration,
+    /// Version and log.
+    pub identity: Identity,
+    /// Requests of operators, over HTTP.
+    pub control: mpsc::Receiver<ControlRequest>,
+    /// What the probe sees of the bus.
+    pub bus: watch::Receiver<BusPicture>,
+    /// What SIGHUP does.
+    pub reload: Reload,
+}
+
+/// A worker's living task.
+struct Task {
+    stop: CancellationToken,
+    abort: AbortHandle,
+    heartbeat: Heartbeat,
+}
+
+/// The supervisor of one service.
+pub struct Supervisor {
+    core: Core,
+    rows: Vec<Row>,
+    tasks: Vec<Option<Task>>,
+    joined: JoinSet<Result<(), WorkerError>>,
+    /// Whose task this is; abandoned ones are missing.
+    owners: HashMap<Id, WorkerId>,
+    dependency_restarts: Vec<watch::Sender<u64>>,
+    began: Instant,
+    phase: ProcessPhase,
+    orders: mpsc::Receiver<Order>,
+    health: watch::Sender<Health>,
+    control: mpsc::Receiver<ControlRequest>,
+    bus: watch::Receiver<BusPicture>,
+    identity: Identity,
+    reload: Reload,
+    notifier: Notifier,
+}
+
+/// What the loop waits for.
+enum Incoming {
+    TaskEnded(Id, Cause),
+    Deadline,
+    Watch,
+    Asked(ControlRequest),
+    Ordered(Order),
+    Booted(Result<Vec<Row>, BootFailure>),
+}
+
+impl Supervisor {
+    /// A supervisor without workers, and its handle.
+    pub fn new(setup: Setup) -> (Self, Handle) {
+        let (order_sender, orders) = mpsc::channel(ORDERS_LEN_MAX);
+        let booting = Health::booting(&setup.identity.version, &setup.identity.log);
+        let (health, health_receiver) = watch::channel(booting);
+        let supervisor = Self {
+            core: Core::new(setup.policy, setup.drain_timeout),
+            rows: Vec::new(),
+            tasks: Vec::new(),
+            joined: JoinSet::new(),
+            owners: HashMap::new(),
+            dependency_restarts: Vec::new(),
+            began: Instant::now(),
+            phase: ProcessPhase::Booting,
+            orders,
+            health,
+            control: setup.control,
+            bus: setup.bus,
+            identity: setup.identity,
+            reload: setup.reload,
+            notifier: Notifier::from_environment(),
+        };
+        (supervisor, Handle { orders: order_sender, health: health_receiver })
+    }
+
+    /// Starts `first`, runs `boot` beside them and starts the rows it returns, then keeps them all
+    /// alive until it is told to stop or has to.
+    pub async fn run(mut self, first: Vec<Row>, boot: Boot) -> Exit {
+        let mut boot = Some(boot);
+        let mut watch = tokio::time::interval(WATCH_INTERVAL);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut left = self.add(first);
+        while left.is_none() {
+            let incoming = self.next_event(&mut boot, &mut watch).await;
+            left = self.take(incoming);
+            if self.core.is_draining() {
+                boot = None;
+            }
+            self.show();
+        }
+        left.unwrap_or(Exit::Clean)
+    }
+
+    /// Waits for the next event. Only receives, so losing the race loses nothing.
+    async fn next_event(
+        &mut self,
+        boot: &mut Option<Boot>,
+        watch: &mut tokio::time::Interval,
+    ) -> Incoming {
+        let deadline = self.core.deadline().map(|at| self.began + at);
+        tokio::select! {
+            biased;
+            Some(order) = self.orders.recv() => Incoming::Ordered(order),
+            Some(ended) = self.joined.join_next_with_id() => {
+                let (id, cause) = ended_because(ended);
+                Incoming::TaskEnded(id, cause)
+            }
+            () = sleep_until(deadline) => Incoming::Deadline,
+            Some(request) = self.control.recv() => Incoming::Asked(request),
+            _ = watch.tick() => Incoming::Watch,
+            result = poll_boot(boot) => {
+                *boot = None;
+                Incoming::Booted(result)
+            }
+        }
+    }
+
+    /// Acts on one event. Returns the exit once everything is through.
+    fn take(&mut self, incoming: Incoming) -> Option<Exit> {
+        match incoming {
+            Incoming::TaskEnded(task, cause) => {
+                let worker = self.owners.remove(&task)?;
+                self.tasks[worker] = None;
+                self.decide(Event::Ended(worker, cause))
+            }
+            Incoming::Deadline => self.decide(Event::Tick),
+            Incoming::Watch => self.watch(),
+            Incoming::Asked(request) => self.answer(request),
+            Incoming::Ordered(Order::Reload) => {
+                (self.reload)();
+                None
+            }
+            Incoming::Ordered(Order::Stop(exit)) => self.begin_stop(exit),
+            Incoming::Booted(Ok(rows)) => {
+                let left = self.add(rows);
+                self.phase = ProcessPhase::Running;
+                self.notifier.ready();
+                tracing::info!(workers = self.rows.len(), "service is up");
+                left
+            }
+            Incoming::Booted(Err(failure)) => {
+                tracing::error!(error = chain(failure.error.as_ref()), "boot failed");
+                self.begin_stop(failure.exit)
+            }
+        }
+    }
+
+    fn begin_stop(&mut self, exit: Exit) -> Option<Exit> {
+        self.notifier.stopping();
+        self.phase = ProcessPhase::Draining;
+        tracing::info!(again = self.core.is_draining(), "service stops");
+        self.decide(Event::Stop(exit))
+    }
+
+    /// Adds rows and starts them in their order.
+    ///
+    /// # Panics
+    /// When a row depends on a worker that does not stand above it: the boot table is wrong.
+    fn add(&mut self, rows: Vec<Row>) -> Option<Exit> {
+        for row in rows {
+            let id_of = |name: &&str| {
+                let found = self.rows.iter().position(|above| above.name == *name);
+                found.unwrap_or_else(|| {
+                    panic!("{} depends on {name}, which stands above it", row.name)
+                })
+            };
+            let depends_on = row.depends_on.iter().map(id_of).collect();
+            let id = self.core.add(Spec {
+                name: row.name,
+                criticality: row.criticality,
+                depends_on,
+                stop_group: row.stop_group,
+            });
+            self.rows.push(row);
+            self.tasks.push(None);
+            self.dependency_restarts.push(watch::Sender::new(0));
+            if let Some(exit) = self.decide(Event::Boot(id)) {
+                return Some(exit);
+            }
+        }
+        None
+    }
+
+    fn decide(&mut self, event: Event) -> Option<Exit> {
+        let effects = self.core.handle(self.began.elapsed(), rand::random(), event);
+        effects.into_iter().find_map(|effect| self.carry_out(effect))
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Option<Exit> {
+        match effect {
+            Effect::Start(id) => self.start(id),
+            Effect::Cancel(id) => {
+                if let Some(task) = &self.tasks[id] {
+                    task.stop.cancel();
+                }
+            }
+            Effect::Abort(id) => {
+                if let Some(task) = &self.tasks[id] {
+                    tracing::error!(
+                        worker = self.rows[id].name,
+                        phase = task.heartbeat.phase(),
+                        "worker does not stop and is aborted"
+                    );
+                    task.abort.abort();
+                }
+            }
+            Effect::Abandon(id) => {
+                tracing::error!(worker = self.rows[id].name, "worker blocks its thread; abandoned");
+                self.owners.retain(|_, owner| *owner != id);
+                self.tasks[id] = None;
+            }
+            Effect::Tell { worker, restarted } => {
+                self.dependency_restarts[worker].send_modify(|count| *count += 1);
+                tracing::debug!(
+                    worker = self.rows[worker].name,
+                    restarted = self.rows[restarted].name,
+                    "told of a restart"
+                );
+            }
+            Effect::BacksOff(id, delay) => {
+                let reason = self.last_reason(id);
+                tracing::warn!(worker = self.rows[id].name, ?delay, reason, "worker restarts");
+            }
+            Effect::Park(id) => {
+                let (worker, reason) = (self.rows[id].name, self.last_reason(id));
+                tracing::error!(
+                    worker,
+                    reason,
+                    "worker failed too often and is parked; revive it with `weatherlight workers restart {worker}`"
+                );
+            }
+            Effect::Escalate(id) => {
+                self.phase = ProcessPhase::Draining;
+                self.notifier.stopping();
+                let (worker, reason) = (self.rows[id].name, self.last_reason(id));
+                tracing::error!(worker, reason, "critical worker failed too often; service stops");
+            }
+            Effect::Leave(exit) => return Some(exit),
+        }
+        None
+    }
+
+    fn last_reason(&self, id: WorkerId) -> String {
+        let reasons = &self.core.workers()[id].reasons;
+        reasons.back().map(|(_, cause)| cause.to_string()).unwrap_or_default()
+    }
+
+    fn start(&mut self, id: WorkerId) {
+        let row = &mut self.rows[id];
+        let name = row.name;
+        let (stop, heartbeat) = (CancellationToken::new(), Heartbeat::new());
+        let context = Context {
+            stop: stop.clone(),
+            heartbeat: heartbeat.clone(),
+            dependency_restarts: self.dependency_restarts[id].subscribe(),
+        };
+        let span = tracing::info_span!("worker", name);
+        let worker = WORKER.scope(name, (row.build)(context)).instrument(span);
+        let abort = self.joined.spawn(worker);
+        self.owners.insert(abort.id(), id);
+        self.tasks[id] = Some(Task { stop, abort, heartbeat });
+        tracing::debug!(worker = name, "worker started");
+    }
+
+    /// Looks at every heartbeat.
+    fn watch(&mut self) -> Option<Exit> {
+        for id in 0..self.rows.len() {
+            let Some(task) = &self.tasks[id] else { continue };
+            let (age, phase) = (task.heartbeat.age(), task.heartbeat.phase());
+            let is_running = matches!(self.core.workers()[id].life, Life::Running { .. });
+            if is_running && age > self.rows[id].heartbeat_budget && !self.core.is_draining() {
+                tracing::error!(worker = self.rows[id].name, phase, ?age, "worker is hung");
+                if let Some(exit) = self.decide(Event::Overdue { worker: id, phase, age }) {
+                    return Some(exit);
+                }
+            }
+        }
+        None
+    }
+
+    fn answer(&mut self, request: ControlRequest) -> Option<Exit> {
+        let found = self.rows.iter().position(|row| row.name == request.worker);
+        let (answer, left) = match (found, request.action) {
+            (None, _) => (Err(ControlRefused::UnknownWorker { name: request.worker }), None),
+            (Some(_), _) if self.core.is_draining() => (Err(ControlRefused::Stopping), None),
+            (Some(id), WorkerAction::Restart) => {
+                tracing::info!(worker = self.rows[id].name, "restart asked for");
+                (Ok(()), self.decide(Event::Restart(id)))
+            }
+        };
+        // Whoever asked may have gone; the action has begun all the same.
+        let _ = request.answer.send(answer);
+        left
+    }
+
+    /// Sends the picture and feeds the service manager.
+    fn show(&mut self) {
+        let heartbeats: Vec<Option<Heartbeat>> = self
+            .tasks
+            .iter()
+            .map(|task| task.as_ref().map(|task| task.heartbeat.clone()))
+            .collect();
+        let bus = self.bus.borrow().clone();
+        let at = self.began.elapsed();
+        let health = picture::take(at, &self.core, &heartbeats, self.phase, &bus, &self.identity);
+        self.notifier.status(&status_line(&health));
+        let is_alive = health.ready || self.phase != ProcessPhase::Running;
+        if is_alive {
+            self.notifier.alive();
+        }
+        self.health.send_replace(health);
+    }
+}
+
+fn status_line(health: &Health) -> String {
+    match health.phase {
+        ProcessPhase::Booting => "booting".to_owned(),
+        ProcessPhase::Draining => {
+            let running =
+                |worker: &&nissa::WorkerHealth| worker.state == nissa::WorkerState::Running;
+            let names: Vec<&str> =
+                health.workers.iter().filter(running).map(|worker| worker.name.as_str()).collect();
+            format!("stopping; left: {}", names.join(", "))
+        }
+        ProcessPhase::Running if health.lost.is_empty() => {
+            format!("operational, {} workers", health.workers.len())
+        }
+        ProcessPhase::Running => format!("degraded: {}", health.lost.join("; ")),
+    }
+}
+
+fn ended_because(ended: Result<(Id, Result<(), WorkerError>), JoinError>) -> (Id, Cause) {
+    match ended {
+        Ok((id, Ok(()))) => (id, Cause::Returned),
+        Ok((id, Err(error))) => {
+            let error: &(dyn Error + 'static) = error.as_ref();
+            (id, Cause::Failed(chain(error)))
+        }
+        Err(error) => {
+            let id = error.id();
+            match error.try_into_panic() {
+                Ok(payload) => (id, Cause::Panicked(panics::message(payload.as_ref()))),
+                Err(_) => (id, Cause::Failed("its task was aborted".to_owned())),
+            }
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn poll_boot(boot: &mut Option<Boot>) -> Result<Vec<Row>, BootFailure> {
+    match boot {
+        Some(boot) => boot.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;
