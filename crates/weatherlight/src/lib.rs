@@ -1,3 +1,14 @@
-//! The foundation service: settings, boot table, supervisor, command line.
+//! Weatherlight owns the process: settings, preflight, the boot table, the supervisor, the command
+//! line. It has no business rules of its own and carries no data; those live in the crates below.
+//!
+//! Reading order: [`settings`] (one table of options), [`preflight`] (what is looked at before
+//! anything starts), [`supervisor`] (keeps workers alive), `wiring` (settings to each crate's
+//! configuration), [`cli`] (the commands).
+
+pub mod cli;
+pub mod client;
+pub mod logging;
+pub mod preflight;
 pub mod settings;
 pub mod supervisor;
+mod wiring;

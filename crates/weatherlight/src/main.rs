@@ -1,2 +1,7 @@
 //! The `weatherlight` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weatherlight::cli::main(std::env::args_os())
+}

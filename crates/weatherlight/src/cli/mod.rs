@@ -1,0 +1,146 @@
+//! The commands. Each is a small file that loads the settings, calls what it needs and prints.
+//!
+//! Reading order: [`Cli`] (what can be typed), `failure` (how a command ends), then one file per
+//! command.
+
+mod completions;
+mod config;
+mod doctor;
+mod failure;
+mod table;
+mod workers;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::logging::LogFormat;
+use crate::settings::{Resolved, Sources, resolve};
+
+pub use failure::Failure;
+
+/// What can be typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weatherlight",
+    version,
+    about = "Esper's foundation service: compiles, feeds and supervises networks that grow while they train",
+    after_help = EXAMPLES,
+    max_term_width = 110,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  weatherlight demo                               boot everything and grow a network on two spirals
+  weatherlight demo --data iris.csv --label species
+  ESPER_LEYLINE_SECRET=... weatherlight serve     the service alone
+  weatherlight doctor                             what would stop a start, and what to do about it
+  weatherlight status                             what a running service is doing
+
+Exit codes: 0 clean, 65 unusable input data, 69 something needed is unavailable, 70 a critical worker
+gave up, 78 configuration. Settings: docs/settings.md, or `weatherlight config show`.";
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Settings file [default: weatherlight.toml where it exists]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
+    pub config: Option<PathBuf>,
+    /// Set one setting; may be repeated
+    #[arg(long = "set", global = true, value_name = "NAME=VALUE", help_heading = "Everywhere")]
+    pub overrides: Vec<String>,
+    /// Print JSON instead of tables
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// How logs are written
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", help_heading = "Everywhere")]
+    pub log_format: Option<LogFormat>,
+}
+
+impl Global {
+    /// Loads the settings.
+    ///
+    /// # Errors
+    /// A configuration failure that lists every fault.
+    pub fn load(&self) -> Result<Resolved, Failure> {
+        let sources = Sources::gather(self.config.as_deref(), &self.overrides)
+            .map_err(|fault| Failure::configuration(fault.to_string()))?;
+        resolve(&sources).map_err(|faults| Failure::configuration(faults.to_string()))
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check, show or document the settings
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Look at everything the service needs, and say what to do about what is missing
+    ///
+    /// Runs the checks of a start: secret, settings, directories, log, catalogue, clock, port. Starts
+    /// nothing. Exits with 78 or 69 as a start would.
+    Doctor,
+    /// What a running service is doing
+    Status,
+    /// List the workers of a running service, or restart one
+    #[command(subcommand)]
+    Workers(workers::Command),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Example: weatherlight completions bash > /etc/bash_completion.d/weatherlight"
+    )]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs what was typed and returns the exit code. Prints the failure, if there is one.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = Cli::parse_from(arguments);
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Config(command) => config::run(global, &command),
+        Command::Doctor => doctor::run(global),
+        Command::Status => workers::status(global),
+        Command::Workers(command) => workers::run(global, &command),
+        Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
+    }
+}
+
+/// A small runtime for commands that only ask something.
+fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(|error| Failure::software(&error))?.block_on(future))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+}
