@@ -1,11 +1,44 @@
-//! Observability: ingest, metrics endpoint, health and the page.
-mod control;
-mod health;
+//! Nissa owns what operators see: the metrics endpoint, health, alerts, service levels and the page.
+//! It reads the bus and the supervisor's picture and changes neither; the one thing it passes on is
+//! an operator's request for a restart. Gathering samples is left to the other crates.
+//!
+//! Reading order: [`Health`] (the supervisor's picture, handed in), [`Board`] (everything known
+//! from the bus, bounded), [`Ingest`] (the worker that keeps it), [`alerts`] and [`slo`] (what it
+//! judges), [`Http`] (the worker that shows it).
+//!
+//! Nothing here spawns, and nothing here is needed by another service crate.
 
+pub mod alerts;
+mod board;
+mod config;
+mod control;
+mod error;
+mod health;
+mod http;
+mod ingest;
+mod labels;
+mod mapping;
+mod metrics;
+pub mod slo;
+
+pub use board::{
+    Applied, Board, BoardSink, BoardSource, Compiled, Event, Events, Kernels, Now, Point, Received,
+    Request, RequestState, Run, Runs, Seed, Severity, SourceState, Sources, Span, channel,
+    stage_label,
+};
+pub use config::{
+    COVERAGE_FEATURES_MAX, ConfigFault, HttpConfig, IngestConfig, Objective, TOKEN_LEN_MIN,
+    Thresholds, Token,
+};
 pub use control::{
     CONTROL_QUEUE_LEN_MAX, ControlRefused, ControlRequest, WorkerAction, WorkerControl,
 };
+pub use error::{HttpError, IngestError};
 pub use health::{
     BreakerHealth, BreakerState, Health, HealthSource, LaneHealth, ProcessPhase, SystemMode,
     WorkerHealth, WorkerState,
 };
+pub use http::Http;
+pub use ingest::{Ingest, STREAMS};
+pub use labels::{Answer, Endpoint, Kind, Outcome, Provenance, Refusal, Source};
+pub use metrics::Metrics;

@@ -1,0 +1,224 @@
+//! The ingest worker: reads every lane that says something about the system, and keeps the board.
+//!
+//! It is the board's only writer. Each replica reads through a group of its own, so each sees
+//! everything; the emergency lane comes first, because what is urgent is sent there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Stream};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::alerts::{Change, Notification, Route};
+use crate::board::{Board, BoardSink, Now, Received};
+use crate::config::IngestConfig;
+use crate::error::IngestError;
+use crate::labels::Kind;
+use crate::mapping::{self, Settings};
+use crate::metrics::Metrics;
+use crate::slo::Verdict;
+
+/// Objective of this worker's own speed.
+const OWN_OBJECTIVE: &str = "nissa.ingest";
+/// Longest wait for an acknowledgement; the bus goes on trying after it.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The streams that say something about the system. Of kernel traffic the requests and both answers
+/// are read, so that the page can join them.
+pub const STREAMS: [Stream; 6] = [
+    Stream::Emergency,
+    Stream::Normal,
+    Stream::Telemetry,
+    Stream::KernelRequests,
+    Stream::KernelReady,
+    Stream::KernelErrors,
+];
+
+/// Reads telemetry, states, reports, commands, emergencies and kernel traffic until told to stop.
+///
+/// A restarted worker begins with the newest published board, so the page and the alerts go on where
+/// they were.
+#[derive(Debug)]
+pub struct Ingest {
+    /// Where messages come from.
+    pub bus: Bus,
+    /// Thresholds, group, pace.
+    pub config: IngestConfig,
+    /// Where snapshots go.
+    pub board: BoardSink,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Sign of life.
+    pub heartbeat: Heartbeat,
+}
+
+enum Event {
+    Arrived(Vec<Delivery>),
+    Idle,
+    Stop,
+}
+
+/// One consumer for each stream.
+struct Lanes {
+    emergency: Consumer,
+    normal: Consumer,
+    telemetry: Consumer,
+    requests: Consumer,
+    ready: Consumer,
+    errors: Consumer,
+}
+
+impl Lanes {
+    fn new(bus: &Bus, config: &IngestConfig) -> Self {
+        let consumer = |stream| {
+            let batch_max = config.batch_max.get();
+            bus.consumer(ConsumerSpec { batch_max, ..ConsumerSpec::new(stream, config.group()) })
+        };
+        Self {
+            emergency: consumer(Stream::Emergency),
+            normal: consumer(Stream::Normal),
+            telemetry: consumer(Stream::Telemetry),
+            requests: consumer(Stream::KernelRequests),
+            ready: consumer(Stream::KernelReady),
+            errors: consumer(Stream::KernelErrors),
+        }
+    }
+
+    /// The next batch, of one stream. Every arm is cancel safe.
+    async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, BusError> {
+        // Emergencies first; among the others none may starve another, so their order is random.
+        let others = async {
+            tokio::select! {
+                batch = self.normal.recv_batch(max) => batch,
+                batch = self.telemetry.recv_batch(max) => batch,
+                batch = self.requests.recv_batch(max) => batch,
+                batch = self.ready.recv_batch(max) => batch,
+                batch = self.errors.recv_batch(max) => batch,
+            }
+        };
+        tokio::select! {
+            biased;
+            batch = self.emergency.recv_batch(max) => batch,
+            batch = others => batch,
+        }
+    }
+}
+
+/// The board in the worker's hands.
+struct Desk {
+    board: Board,
+    published: u64,
+    next_publish: Instant,
+}
+
+impl Ingest {
+    /// Ingests until `stop`, then publishes what it knows.
+    ///
+    /// # Errors
+    /// [`IngestError::Bus`] when the bus has failed for good.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), IngestError> {
+        let mut lanes = Lanes::new(&self.bus, &self.config);
+        let board = Board::clone(&self.board.borrow());
+        let mut desk = Desk { published: board.revision, board, next_publish: Instant::now() };
+        loop {
+            self.heartbeat.beat("waiting for messages");
+            match self.next_event(&mut lanes, &desk, &stop).await? {
+                Event::Arrived(batch) => self.ingest(&mut desk, batch).await,
+                Event::Idle => {}
+                Event::Stop => break,
+            }
+            self.tick(&mut desk);
+        }
+        self.board.send_replace(Arc::new(desk.board));
+        Ok(())
+    }
+
+    /// Waits for the next event. Only receives, so losing the race loses nothing.
+    async fn next_event(
+        &self,
+        lanes: &mut Lanes,
+        desk: &Desk,
+        stop: &CancellationToken,
+    ) -> Result<Event, BusError> {
+        let beat = Instant::now() + Heartbeat::INTERVAL;
+        let unpublished = desk.board.revision != desk.published;
+        let wake = if unpublished { beat.min(desk.next_publish) } else { beat };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(Event::Stop),
+            batch = lanes.recv(self.config.batch_max.get()) => Ok(Event::Arrived(batch?)),
+            () = tokio::time::sleep_until(wake) => Ok(Event::Idle),
+        }
+    }
+
+    /// Applies a batch, then acknowledges it. The board is in memory, so a batch that is delivered
+    /// again after a crash meets a board that has not seen it.
+    async fn ingest(&self, desk: &mut Desk, batch: Vec<Delivery>) {
+        self.heartbeat.beat("applying messages");
+        for delivery in &batch {
+            self.apply(&mut desk.board, delivery);
+        }
+        match timeout(ACK_TIMEOUT, Delivery::ack_all(batch)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "not acknowledged yet"),
+            Err(_) => tracing::warn!("no acknowledgement in time"),
+        }
+    }
+
+    fn apply(&self, board: &mut Board, delivery: &Delivery) {
+        let began = Instant::now();
+        let now = Now::read();
+        let settings = Settings {
+            features: &self.config.coverage_features,
+            elevated_risk: self.config.thresholds.elevated_risk,
+        };
+        mapping::observe(&self.metrics, &delivery.message, &settings);
+        let (message, attributes) = (&delivery.message, &delivery.attributes);
+        let applied = board.apply(now, Received { message, attributes });
+        if applied.new_run {
+            self.metrics.new_run();
+        }
+        self.notify(&applied.notifications);
+        self.metrics.ingested(Kind::from(message), began.elapsed());
+        let limit = self.config.ingest_objective;
+        let in_time = delivery.received_at.elapsed() <= limit;
+        let verdict = if in_time { Verdict::Good } else { Verdict::Bad };
+        self.notify(&board.level(now, OWN_OBJECTIVE, verdict));
+    }
+
+    /// What is due whether or not something arrived.
+    fn tick(&self, desk: &mut Desk) {
+        let now = Now::read();
+        self.notify(&desk.board.tick(now));
+        self.metrics.quarantine(desk.board.sources.quarantines(now.mono));
+        self.metrics.evicted(desk.board.evicted());
+        for (rule, sources) in desk.board.alerts.counts() {
+            self.metrics.alerts_active(rule, sources);
+        }
+        if desk.board.revision != desk.published && now.mono >= desk.next_publish {
+            desk.published = desk.board.revision;
+            desk.next_publish = now.mono + self.config.publish_every;
+            self.board.send_replace(Arc::new(desk.board.clone()));
+        }
+    }
+
+    /// Tells every route, which in this version means the log and a counter; the page reads the
+    /// board's own list.
+    fn notify(&self, notifications: &[Notification]) {
+        for note in notifications {
+            self.metrics.alert_change(note.rule, note.change);
+            for route in note.routes {
+                self.metrics.notified(*route);
+            }
+            let (rule, source, value) = (note.rule, note.source.as_str(), note.value);
+            match note.change {
+                Change::Fired if note.routes.contains(&Route::PagerDuty) => {
+                    tracing::error!(%rule, source, value, "alert fired");
+                }
+                Change::Fired => tracing::warn!(%rule, source, value, "alert fired"),
+                Change::Resolved => tracing::info!(%rule, source, value, "alert resolved"),
+            }
+        }
+    }
+}
