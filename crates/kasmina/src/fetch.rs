@@ -1,0 +1,130 @@
+//! What passes between the seed manager and the prefetch coordinator.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kernel::Digest;
+use leyline::ids::{BlueprintId, RequestId, SeedId};
+
+/// Orders that may wait for the coordinator: one for each seed of an epoch, and more.
+pub const ORDERS_MAX: usize = 128;
+/// Results that may wait for the training thread, which looks at every step.
+pub const RESULTS_MAX: usize = 128;
+
+/// Asks the coordinator for a kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FetchOrder {
+    /// Made by the seed manager, which knows it before anybody answers.
+    pub request: RequestId,
+    /// For which seed.
+    pub seed: SeedId,
+    /// Which blueprint.
+    pub blueprint: BlueprintId,
+    /// What the kernel must take and give: shape at the slot without the batch.
+    pub shape: Vec<usize>,
+}
+
+/// The coordinator's answer to one order.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The order's id.
+    pub request: RequestId,
+    /// The order's seed.
+    pub seed: SeedId,
+    /// The kernel, or why there is none.
+    pub result: Result<FetchedKernel, FetchFailure>,
+}
+
+/// A kernel in hand: verified, and fit for the slot that asked.
+#[derive(Debug, Clone)]
+pub struct FetchedKernel {
+    /// Which blueprint.
+    pub blueprint: BlueprintId,
+    /// SHA-256 of the artifact, verified when it was opened.
+    pub digest: Digest,
+    /// The artifact's file.
+    pub path: PathBuf,
+    /// Order to kernel in hand.
+    pub latency: Duration,
+    /// Median prewarm latency in milliseconds, as the library measured; 0 when unknown.
+    pub prewarm_p50_ms: f32,
+    /// 95th percentile of the same.
+    pub prewarm_p95_ms: f32,
+    /// Names of the kernel's parameters, to be owned by the seed under `<seed>/<name>`.
+    pub parameters: Vec<String>,
+}
+
+/// Why a kernel could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchFailure {
+    /// The library has none, and nobody builds it.
+    #[error("missing_artifact")]
+    MissingArtifact,
+    /// The library's file is gone; a rebuild was ordered.
+    #[error("artifact_not_found")]
+    ArtifactNotFound,
+    /// The library's file is corrupt; a rebuild was ordered.
+    #[error("checksum_mismatch")]
+    ChecksumMismatch,
+    /// The library could not tell, in spite of retries.
+    #[error("unavailable")]
+    Unavailable,
+    /// Another reason the library gave, as it spelt it.
+    #[error("{0}")]
+    Refused(String),
+    /// No answer in time, in spite of retries.
+    #[error("timed_out")]
+    TimedOut,
+    /// The request could not be published, in spite of retries.
+    #[error("publish_refused")]
+    PublishRefused,
+    /// The answer is about another blueprint than was asked for.
+    #[error("blueprint_mismatch")]
+    BlueprintMismatch,
+    /// The artifact's guard is not the one of the answer.
+    #[error("guard_mismatch")]
+    GuardMismatch,
+    /// The kernel does not fit the slot's shape.
+    #[error("incompatible_site")]
+    IncompatibleSite,
+    /// The artifact could not be opened or is not what its digest says.
+    #[error("open_failed")]
+    OpenFailed {
+        /// What the opening said.
+        detail: String,
+    },
+    /// The order was given up before an answer came.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl FetchFailure {
+    /// The failure for a reason that the library sent.
+    pub fn from_reason(reason: &str) -> Self {
+        match reason {
+            "missing_artifact" => Self::MissingArtifact,
+            "artifact_not_found" => Self::ArtifactNotFound,
+            "checksum_mismatch" => Self::ChecksumMismatch,
+            "unavailable" => Self::Unavailable,
+            other => Self::Refused(other.to_owned()),
+        }
+    }
+
+    /// Whether asking again may help.
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unavailable
+            | Self::ArtifactNotFound
+            | Self::ChecksumMismatch
+            | Self::TimedOut
+            | Self::PublishRefused => true,
+            Self::MissingArtifact
+            | Self::Refused(_)
+            | Self::BlueprintMismatch
+            | Self::GuardMismatch
+            | Self::IncompatibleSite
+            | Self::OpenFailed { .. }
+            | Self::Cancelled => false,
+        }
+    }
+}
