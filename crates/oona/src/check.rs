@@ -87,6 +87,7 @@ impl std::fmt::Display for Refusal {
 
 /// What the checks found.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "lives on the stack for one step, boxing costs more")]
 pub(crate) enum Verdict {
     /// Another program's entry: neither field is there.
     Foreign,

@@ -1,6 +1,6 @@
 //! Reading: one consumer of one group on one stream.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -163,19 +163,12 @@ impl Consumer {
         if self.spec.order == Order::Arrival {
             return self.ready.pop_front();
         }
-        let mut held_back: HashSet<&str> = HashSet::new();
-        let mut found = None;
-        for (index, ready) in self.ready.iter().enumerate() {
-            let Some(key) = order_key(&ready.checked.message) else {
-                found = Some(index);
-                break;
-            };
-            if !held_back.contains(key) && self.post.work.reserve(key, ready.checked.id) {
-                found = Some(index);
-                break;
-            }
-            held_back.insert(key);
-        }
+        // The first of a key takes it, so what follows it in the queue finds the key taken.
+        let free = |ready: &Ready| match order_key(&ready.checked.message) {
+            Some(key) => self.post.work.reserve(key, ready.checked.id),
+            None => true,
+        };
+        let found = self.ready.iter().position(free);
         found.and_then(|index| self.ready.remove(index))
     }
 

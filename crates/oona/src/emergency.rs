@@ -28,6 +28,7 @@ pub struct EmergencyLane {
     pub heartbeat: Heartbeat,
 }
 
+#[expect(clippy::large_enum_variant, reason = "lives on the stack for one step")]
 enum Event {
     Arrived(Delivery),
     Stop,

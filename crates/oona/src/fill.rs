@@ -18,8 +18,8 @@ use crate::error::{BusError, LogError};
 use crate::log::{ConsumerSeen, NonceClaim, PendingEntry, PendingOf, Reader};
 use crate::metrics::{BreakerName, Consumed};
 
-/// Between two looks at the group: heartbeat, lost consumers.
-const TICK: Duration = Duration::from_secs(1);
+/// Longest time between two looks at the group: heartbeat, lost consumers.
+const TICK_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause after a failure of the log.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -148,7 +148,7 @@ impl Filler {
         let now = Instant::now();
         if self.next_tick <= now {
             let seen = self.post.log.tick(&self.post.seat).await?;
-            self.next_tick = now + TICK;
+            self.next_tick = now + TICK_MAX.min(self.limits.consumer_ttl / 3);
             self.renew().await?;
             let taken = self.take_over(&seen).await?;
             if !taken.is_empty() {

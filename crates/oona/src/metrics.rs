@@ -42,7 +42,7 @@ macro_rules! label_enum {
 
 label_enum! {
     /// What became of a publish.
-    Published { Published = "published", Rerouted = "rerouted", Refused = "refused", Failed = "failed" }
+    Published { Sent = "published", Rerouted = "rerouted", Refused = "refused", Failed = "failed" }
 }
 label_enum! {
     /// What became of an entry that was read.
@@ -216,7 +216,7 @@ impl Metrics {
         let outcome =
             |stream, outcome| self.publish.get_or_create(&PublishLabels { stream, outcome }).get();
         let mut points = vec![
-            ("oona.publish_total".to_owned(), all(&|s| outcome(s, Published::Published))),
+            ("oona.publish_total".to_owned(), all(&|s| outcome(s, Published::Sent))),
             ("oona.publish_rerouted".to_owned(), all(&|s| outcome(s, Published::Rerouted))),
             ("oona.publish_dropped".to_owned(), all(&|s| outcome(s, Published::Refused))),
             ("oona.dead_letter_total".to_owned(), all(&|s| self.dead_letter_total(s))),

@@ -95,7 +95,7 @@ impl Bus {
         let started = Instant::now();
         let outcome = self.try_send(outgoing).await;
         let kind = match &outcome {
-            Ok(Outcome::Published { .. }) => Published::Published,
+            Ok(Outcome::Published { .. }) => Published::Sent,
             Ok(Outcome::Rerouted { .. }) => Published::Rerouted,
             Ok(Outcome::Refused { .. }) => Published::Refused,
             Err(_) => Published::Failed,

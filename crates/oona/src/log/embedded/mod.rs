@@ -18,9 +18,11 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redb::Database;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::entry::EntryId;
@@ -32,6 +34,10 @@ use self::writer::Nonces;
 
 /// Appends waiting for their commit; more wait for a place. Bounds memory to this many entries.
 const APPENDS_WAITING_MAX: usize = 8192;
+
+/// How long to wait for a lock that this very process holds: a bus that was just dropped keeps it
+/// until its last commit has ended.
+const OWN_LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// A log in one local file. Cheap to clone; the file is closed with the last clone.
 #[derive(Clone)]
@@ -74,10 +80,22 @@ impl EmbeddedLog {
     /// Opens or makes the file, and locks it for this process.
     pub(crate) async fn open(path: PathBuf, config: &Config) -> Result<Self, BusError> {
         let period_ms = u64::try_from(config.claim_ttl().as_millis()).unwrap_or(u64::MAX).max(1);
-        let opened = tokio::task::spawn_blocking(move || Self::open_now(path, period_ms));
-        match opened.await {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        let deadline = Instant::now() + OWN_LOCK_WAIT;
+        loop {
+            let path = path.clone();
+            let opened = tokio::task::spawn_blocking(move || Self::open_now(path, period_ms));
+            let opened = match opened.await {
+                Ok(opened) => opened,
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            };
+            match opened {
+                Err(BusError::Locked { pid: Some(pid), .. })
+                    if pid == std::process::id() && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(OWN_LOCK_WAIT / 50).await;
+                }
+                other => return other,
+            }
         }
     }
 

@@ -1,0 +1,246 @@
+//! Every message is handled, and a failed handler is neither an attack nor the end.
+
+use std::time::Duration;
+
+use oona::{ConsumerSpec, Delivery, EntryId, Order, Outgoing, Refusal, Stream, attributes};
+
+use crate::rig::*;
+
+crate::on_both_logs!(
+    what_is_published_arrives,
+    what_a_crashed_consumer_had_is_claimed,
+    what_a_restarted_process_had_comes_back,
+    retry_is_not_replay,
+    poison_becomes_a_dead_letter,
+    poison_that_crashes_its_handler_becomes_a_dead_letter,
+    undecodable_entries_do_not_stop_the_consumer,
+    cancelled_recv_loses_nothing,
+    order_is_kept_per_key,
+    batches_are_settled_at_once,
+    an_unsettled_message_is_not_handed_out_twice_at_a_time,
+);
+
+async fn what_is_published_arrives(rig: Rig) {
+    let bus = rig.bus().await;
+    let message = state("run", 7);
+    let outgoing = Outgoing {
+        stream: Stream::Normal,
+        priority: leyline::wire::MessagePriority::Normal,
+        source: "tolaria",
+        message: &message,
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    };
+    assert!(bus.send(outgoing).await.unwrap().is_sent());
+    let delivery = recv(&mut consumer(&bus, Stream::Normal)).await;
+    assert_eq!(delivery.message, message);
+    assert_eq!(delivery.attempt, 1);
+    assert_eq!(delivery.attributes[attributes::SOURCE], "tolaria");
+    assert_eq!(delivery.attributes[attributes::STREAM], "oona.normal");
+    assert_eq!(delivery.attributes[attributes::KEY_ID], keyring().current_id().as_str());
+    assert!(delivery.attributes[attributes::TRACEPARENT].starts_with("00-0af7"));
+    assert_eq!(delivery.attributes[attributes::ID].len(), 36);
+    delivery.ack().await.unwrap();
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+}
+
+async fn what_a_crashed_consumer_had_is_claimed(rig: Rig) {
+    let bus = rig.bus().await;
+    let mut first = consumer(&bus, Stream::Normal);
+    let mut second = consumer(&bus, Stream::Normal);
+    for number in 0..10 {
+        publish(&bus, &state("run", number)).await;
+    }
+    let lost = recv(&mut first).await;
+    assert_eq!((epoch(&lost), lost.attempt), (0, 1));
+    // It crashes: no settling, no more heartbeats.
+    drop((first, lost));
+    for number in 0..10 {
+        let delivery = recv(&mut second).await;
+        assert_eq!((epoch(&delivery), delivery.attempt), (number, 2));
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+    assert_eq!(bus.metrics().refused_total(Stream::Normal, Refusal::Replay), 0);
+}
+
+async fn what_a_restarted_process_had_comes_back(rig: Rig) {
+    {
+        let bus = rig.bus().await;
+        publish(&bus, &state("run", 1)).await;
+        let mut reader = consumer(&bus, Stream::Normal);
+        let delivery = recv(&mut reader).await;
+        bus.flush().await.unwrap();
+        drop((delivery, reader));
+    }
+    let bus = rig.bus().await;
+    let delivery = recv(&mut consumer(&bus, Stream::Normal)).await;
+    assert_eq!((epoch(&delivery), delivery.attempt), (1, 2));
+    delivery.ack().await.unwrap();
+}
+
+async fn retry_is_not_replay(rig: Rig) {
+    let bus = rig.bus().await;
+    let mut reader = consumer(&bus, Stream::KernelRequests);
+    publish_on(&bus, Stream::KernelRequests, &request("r-1", now_ms())).await;
+    Envelope::legacy(&request("r-2", now_ms())).append(&bus, Stream::KernelRequests).await;
+    for attempt in 1..=3 {
+        for _ in 0..2 {
+            let delivery = recv(&mut reader).await;
+            assert_eq!(delivery.attempt, attempt);
+            match attempt {
+                3 => delivery.ack().await.unwrap(),
+                _ => delivery.fail("not yet").await.unwrap(),
+            }
+        }
+    }
+    assert_eq!(bus.metrics().refused_total(Stream::KernelRequests, Refusal::Replay), 0);
+    assert_eq!(bus.depth(Stream::KernelRequests, GROUP).await.unwrap(), 0);
+}
+
+async fn poison_becomes_a_dead_letter(rig: Rig) {
+    let bus = rig.bus_with(|config| config.attempts_max = 3).await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    let id = publish(&bus, &state("run", 1)).await;
+    for attempt in 1..=3 {
+        let delivery = recv(&mut reader).await;
+        assert_eq!(delivery.attempt, attempt);
+        delivery.fail(&format!("reason {attempt}")).await.unwrap();
+    }
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+    let letters = bus.dead_letters(EntryId::ZERO, 10).await.unwrap();
+    let [letter] = letters.as_slice() else { panic!("{letters:?}") };
+    assert_eq!((letter.reason.as_str(), letter.attempts), ("reason 3", 3));
+    assert_eq!((letter.origin_stream.as_str(), letter.origin_entry), ("oona.normal", Some(id)));
+    assert_eq!(letter.group, GROUP);
+    assert!(letter.entry.verified, "it still carries what was sent, signature included");
+    assert_eq!(bus.metrics().dead_letter_total(Stream::Normal), 1);
+    assert!(bus.remove_dead_letter(letter.entry.id).await.unwrap());
+    assert_eq!(bus.len(Stream::DeadLetter).await.unwrap(), 0);
+}
+
+async fn poison_that_crashes_its_handler_becomes_a_dead_letter(rig: Rig) {
+    let bus = rig.bus_with(|config| config.attempts_max = 2).await;
+    publish(&bus, &state("run", 1)).await;
+    for attempt in 1..=2 {
+        let mut reader = consumer(&bus, Stream::Normal);
+        let delivery = recv(&mut reader).await;
+        assert_eq!(delivery.attempt, attempt);
+        drop((delivery, reader));
+    }
+    publish(&bus, &state("run", 2)).await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    let delivery = recv(&mut reader).await;
+    assert_eq!(epoch(&delivery), 2);
+    delivery.ack().await.unwrap();
+    let letters = bus.dead_letters(EntryId::ZERO, 10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].attempts, 2);
+}
+
+async fn undecodable_entries_do_not_stop_the_consumer(rig: Rig) {
+    let bus = rig.bus().await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    for number in 0..5 {
+        let bytes = vec![0xff_u8; 64];
+        let signature = keyring().sign(&bytes);
+        let fields = [("payload", bytes.as_slice()), ("signature", signature.as_bytes())];
+        bus.append_raw(Stream::Normal, &fields).await.unwrap();
+        publish(&bus, &state("run", number)).await;
+    }
+    for number in 0..5 {
+        let delivery = recv(&mut reader).await;
+        assert_eq!(epoch(&delivery), number);
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(bus.metrics().refused_total(Stream::Normal, Refusal::Malformed), 5);
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+}
+
+async fn cancelled_recv_loses_nothing(rig: Rig) {
+    let bus = rig.bus().await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    let mut received = 0;
+    for number in 0..50 {
+        publish(&bus, &state("run", number)).await;
+        // Cancelled at whatever point one poll, or a moment, gets it to.
+        let patience = Duration::from_micros(u64::from(number) * 40);
+        if let Ok(delivery) = tokio::time::timeout(patience, reader.recv()).await {
+            let delivery = delivery.unwrap();
+            assert_eq!((epoch(&delivery), delivery.attempt), (received, 1));
+            received += 1;
+            delivery.ack().await.unwrap();
+        }
+    }
+    for number in received..50 {
+        let delivery = recv(&mut reader).await;
+        assert_eq!((epoch(&delivery), delivery.attempt), (number, 1));
+        delivery.ack().await.unwrap();
+    }
+}
+
+async fn order_is_kept_per_key(rig: Rig) {
+    let bus = rig.bus().await;
+    let spec = ConsumerSpec::new(Stream::Normal, GROUP);
+    let mut reader = bus.consumer(ConsumerSpec { order: Order::PerKey, ..spec });
+    for (run, number) in [("a", 1), ("a", 2), ("b", 1), ("b", 2)] {
+        publish(&bus, &state(run, number)).await;
+    }
+    let key = |delivery: &Delivery| match &delivery.message {
+        leyline::Message::SystemState(packet) => {
+            (packet.training_run_id.clone(), packet.current_epoch)
+        }
+        other => panic!("{other:?}"),
+    };
+    let first = recv(&mut reader).await;
+    assert_eq!(key(&first), ("a".to_owned(), 1));
+    // While the first of "a" is in work, the second waits and "b" goes on.
+    let other = recv(&mut reader).await;
+    assert_eq!(key(&other), ("b".to_owned(), 1));
+    // A retry keeps its place before what came later.
+    first.fail("once more").await.unwrap();
+    other.ack().await.unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let delivery = recv(&mut reader).await;
+        seen.push(key(&delivery));
+        delivery.ack().await.unwrap();
+    }
+    seen.retain(|(run, _)| run == "a");
+    assert_eq!(seen, [("a".to_owned(), 1), ("a".to_owned(), 2)]);
+}
+
+async fn batches_are_settled_at_once(rig: Rig) {
+    let bus = rig.bus().await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    for number in 0..300 {
+        publish(&bus, &state("run", number)).await;
+    }
+    let mut handled = 0;
+    while handled < 300 {
+        let batch = tokio::time::timeout(PATIENCE, reader.recv_batch(100)).await.unwrap().unwrap();
+        assert!(batch.len() <= 100);
+        for delivery in &batch {
+            assert_eq!(epoch(delivery), handled);
+            handled += 1;
+        }
+        Delivery::ack_all(batch).await.unwrap();
+    }
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+}
+
+/// Its handler is slow, but its consumer lives: nobody takes the message away.
+async fn an_unsettled_message_is_not_handed_out_twice_at_a_time(rig: Rig) {
+    let bus = rig.bus().await;
+    let mut first = consumer(&bus, Stream::Normal);
+    let mut second = consumer(&bus, Stream::Normal);
+    publish(&bus, &state("run", 1)).await;
+    let slow = recv(&mut first).await;
+    // Longer than claim_idle; both go on reading meanwhile.
+    let silence = Duration::from_millis(2_500);
+    let waits =
+        (tokio::time::timeout(silence, first.recv()), tokio::time::timeout(silence, second.recv()));
+    let (first_got, second_got) = tokio::join!(waits.0, waits.1);
+    assert!(first_got.is_err() && second_got.is_err(), "handed out again");
+    slow.ack().await.unwrap();
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+}

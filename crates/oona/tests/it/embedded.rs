@@ -1,0 +1,118 @@
+//! What only the embedded log has: a file, a lock, and crashes of our own process.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use oona::{Bus, BusError, Config, LogChoice, Metrics, Stream};
+
+use crate::rig::*;
+
+#[tokio::test]
+async fn what_was_published_survives_a_restart() {
+    let rig = Rig::embedded();
+    let mut published = Vec::new();
+    for round in 0..3 {
+        let bus = rig.bus().await;
+        published.push(publish(&bus, &state("run", round)).await);
+    }
+    assert!(published.is_sorted(), "ids grow over restarts: {published:?}");
+    let bus = rig.bus().await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    for (round, id) in published.into_iter().enumerate() {
+        let delivery = recv(&mut reader).await;
+        assert_eq!(delivery.entry, id);
+        assert_eq!(usize::try_from(epoch(&delivery)), Ok(round));
+        delivery.ack().await.unwrap();
+    }
+    bus.flush().await.unwrap();
+    drop((reader, bus));
+    let bus = rig.bus().await;
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0, "acknowledged is acknowledged");
+    assert_eq!(bus.len(Stream::Normal).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn a_second_holder_is_told_who_has_the_log() {
+    let rig = Rig::embedded();
+    let _bus = rig.bus().await;
+    let error = Bus::open(rig.config.clone(), keyring(), Metrics::detached()).await.unwrap_err();
+    let BusError::Locked { pid, .. } = &error else { panic!("{error}") };
+    assert_eq!(*pid, Some(std::process::id()));
+    let text = error.to_string();
+    assert!(text.contains("log.redb") && text.contains("REDIS_URL"), "{text}");
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_named() {
+    let rig = Rig::embedded();
+    let LogChoice::Embedded { path } = &rig.config.log else { unreachable!() };
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, "no log at all").unwrap();
+    let error = Bus::open(rig.config.clone(), keyring(), Metrics::detached()).await.unwrap_err();
+    assert!(error.to_string().contains("log.redb"), "{error}");
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_made_is_named() {
+    let rig = Rig::embedded();
+    let LogChoice::Embedded { path } = &rig.config.log else { unreachable!() };
+    std::fs::write(path.parent().unwrap(), "in the way").unwrap();
+    let error = Bus::open(rig.config.clone(), keyring(), Metrics::detached()).await.unwrap_err();
+    assert!(matches!(error, BusError::Open { .. }), "{error}");
+}
+
+const CHILD: &str = "OONA_TEST_PUBLISHES_INTO";
+
+/// Not a test of its own: what the next test kills. It publishes and says so, until killed.
+#[tokio::test]
+async fn child_that_publishes_until_killed() {
+    let Ok(path) = std::env::var(CHILD) else { return };
+    let log = LogChoice::Embedded { path: path.into() };
+    let config = Config { log, ..Config::default() };
+    let bus = Bus::open(config, keyring(), Metrics::detached()).await.unwrap();
+    let mut reader = consumer(&bus, Stream::Normal);
+    for number in 0..1_000_000 {
+        publish(&bus, &state("run", number)).await;
+        println!("published {number}");
+        if number % 3 == 0 {
+            let delivery = recv(&mut reader).await;
+            println!("took {}", epoch(&delivery));
+            drop(delivery);
+        }
+    }
+}
+
+/// Kill -9: whatever was reported as published is there, in order, exactly once.
+#[tokio::test]
+async fn nothing_published_is_lost_by_kill_9() {
+    let rig = Rig::embedded();
+    let LogChoice::Embedded { path } = &rig.config.log else { unreachable!() };
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "embedded::child_that_publishes_until_killed", "--nocapture"])
+        .env(CHILD, path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut reported = 0;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if let Some(number) = line.rsplit_once("published ").map(|(_, number)| number) {
+            reported = number.trim().parse::<u32>().unwrap() + 1;
+        }
+        if reported == 200 {
+            child.kill().unwrap();
+            break;
+        }
+    }
+    child.wait().unwrap();
+    let bus = rig.bus().await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 200 {
+        let delivery = recv(&mut reader).await;
+        assert!(seen.insert(epoch(&delivery)), "handed out twice");
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), (0..200).collect::<Vec<_>>());
+}

@@ -1,0 +1,32 @@
+//! The conformance suite: one list of tests, run against both logs; and what only one log has.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod admission;
+mod checks;
+mod delivery;
+mod embedded;
+mod groups;
+mod redis;
+mod redis_server;
+mod rig;
+mod upkeep;
+
+/// Runs each function of this module against both logs.
+macro_rules! on_both_logs {
+    ($($name:ident),+ $(,)?) => {
+        mod on_embedded {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::rig::Rig::embedded()).await;
+            })+
+        }
+        mod on_redis {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::rig::Rig::redis()).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_both_logs;
