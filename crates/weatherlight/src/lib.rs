@@ -2,13 +2,14 @@
 //! line. It has no business rules of its own and carries no data; those live in the crates below.
 //!
 //! Reading order: [`settings`] (one table of options), [`preflight`] (what is looked at before
-//! anything starts), [`supervisor`] (keeps workers alive), `wiring` (settings to each crate's
+//! anything starts), [`supervisor`] (keeps workers alive), [`service`] (what is started), `wiring` (settings to each crate's
 //! configuration), [`cli`] (the commands).
 
 pub mod cli;
 pub mod client;
 pub mod logging;
 pub mod preflight;
+pub mod service;
 pub mod settings;
 pub mod supervisor;
 mod wiring;

@@ -1,6 +1,48 @@
 //! From the settings to each crate's own configuration. The only place that knows both.
 
+use leyline::sign::Keyring;
+
 use crate::settings::EsperSettings;
+
+/// The bus's settings.
+pub fn bus_config(settings: &EsperSettings) -> oona::Config {
+    let log = match &settings.redis_url {
+        Some(url) => oona::LogChoice::Redis { url: url.clone() },
+        None => oona::LogChoice::Embedded { path: settings.state_dir.join("oona/log.redb") },
+    };
+    oona::Config {
+        log,
+        streams: oona::StreamNames {
+            normal: settings.oona_normal_stream.clone(),
+            emergency: settings.oona_emergency_stream.clone(),
+            telemetry: settings.oona_telemetry_stream.clone(),
+            policy: settings.oona_policy_stream.clone(),
+            kernel_requests: settings.oona_kernel_request_stream.clone(),
+            kernel_ready: settings.oona_kernel_ready_stream.clone(),
+            kernel_errors: settings.oona_kernel_error_stream.clone(),
+            dead_letter: settings.oona_dead_letter_stream.clone(),
+        },
+        message_bytes_max: settings.oona_message_bytes_max,
+        freshness_window: settings.oona_freshness_window,
+        kernel_freshness_window: settings.kernel_freshness_window,
+        accept_legacy: settings.oona_accept_legacy,
+        message_ttl: settings.oona_message_ttl,
+        stream_len_max: settings.oona_stream_len_max,
+        attempts_max: settings.oona_attempts_max,
+        claim_idle: settings.oona_claim_idle,
+        depth_max: settings.oona_queue_depth_max,
+        backpressure_threshold: settings.oona_backpressure_threshold,
+        emergency_threshold: settings.oona_emergency_threshold,
+        ..oona::Config::default()
+    }
+}
+
+/// The secrets in force; `None` without a secret, which the preflight reports.
+pub fn keyring(settings: &EsperSettings) -> Option<Keyring> {
+    let current = settings.leyline_secret.as_ref()?.signing();
+    let previous = settings.leyline_secret_previous.as_ref().map(|secret| secret.signing());
+    Some(Keyring::new(&current, previous.as_ref()))
+}
 
 /// The library's settings.
 ///
@@ -13,4 +55,20 @@ pub fn library_config(settings: &EsperSettings) -> Result<urza::Config, urza::Co
         cache_ttl: settings.urza_cache_ttl,
         ..urza::Config::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Sources, resolve};
+
+    /// The table's defaults and the crates' own must not drift apart.
+    #[test]
+    fn the_defaults_are_those_of_the_crates() {
+        let settings = resolve(&Sources::default()).unwrap().settings;
+        let ours = bus_config(&settings);
+        let theirs = oona::Config { consumer: ours.consumer.clone(), ..oona::Config::default() };
+        assert_eq!(ours, theirs);
+        assert_eq!(library_config(&settings).unwrap(), urza::Config::default());
+    }
 }

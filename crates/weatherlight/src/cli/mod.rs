@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod doctor;
 mod failure;
+mod serve;
 mod table;
 mod workers;
 
@@ -20,6 +21,9 @@ use crate::logging::LogFormat;
 use crate::settings::{Resolved, Sources, resolve};
 
 pub use failure::Failure;
+
+/// Threads of the service's runtime: a worker that blocks one must not stop the supervisor.
+const RUNTIME_THREADS: usize = 4;
 
 /// What can be typed.
 #[derive(Debug, Parser)]
@@ -83,6 +87,14 @@ impl Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the foundation service until it is told to stop
+    ///
+    /// On Redis when REDIS_URL is set, on the embedded log otherwise. SIGTERM and SIGINT stop it in
+    /// an orderly way, a second one at once; SIGHUP reads the settings again.
+    #[command(
+        after_help = "Example: REDIS_URL=redis://127.0.0.1:6379/0 ESPER_LEYLINE_SECRET_FILE=/run/secrets/leyline weatherlight serve"
+    )]
+    Serve,
     /// Check, show or document the settings
     #[command(subcommand)]
     Config(config::Command),
@@ -121,12 +133,23 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(cli: Cli) -> Result<u8, Failure> {
     let global = &cli.global;
     match cli.command {
+        Command::Serve => serve::run(global),
         Command::Config(command) => config::run(global, &command),
         Command::Doctor => doctor::run(global),
         Command::Status => workers::status(global),
         Command::Workers(command) => workers::run(global, &command),
         Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
     }
+}
+
+/// The service's runtime. Training runs on threads of its own, so a few workers suffice.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("weatherlight")
+        .enable_all()
+        .build();
+    runtime.map_err(|error| Failure::software(&error))
 }
 
 /// A small runtime for commands that only ask something.

@@ -6,10 +6,16 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
+/// Columns of a table that no terminal limits.
+const WIDTH_WITHOUT_TERMINAL: u16 = 140;
+
 /// An empty table with these columns, in the one style used everywhere.
 pub(super) fn with_columns(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    if !table.is_tty() {
+        table.set_width(WIDTH_WITHOUT_TERMINAL);
+    }
     table.set_header(columns.iter().copied());
     table
 }

@@ -82,6 +82,11 @@ impl Findings {
         }
     }
 
+    /// What a person should look at though the service starts.
+    pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
+        self.0.iter().filter(|finding| finding.verdict == Verdict::Warning)
+    }
+
     /// Everything that is not good, one line each with its remedy.
     pub fn report(&self) -> String {
         let lines = self.0.iter().filter(|finding| finding.verdict != Verdict::Good);

@@ -29,7 +29,7 @@ impl Signals {
     }
 
     /// Hands every signal on to the supervisor, for ever: run it beside the supervisor.
-    pub async fn forward(mut self, to: &Handle) {
+    pub async fn forward(mut self, to: &Handle) -> std::convert::Infallible {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => to.stop(Exit::Clean),

@@ -1,0 +1,177 @@
+//! The workers: one row each, in boot order. To add a worker, add a row.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use nissa::{HttpConfig, WorkerControl};
+use oona::{EmergencyLane, Housekeeping};
+use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
+
+use super::emergency::{REROUTED_LEN_MAX, Receiver, SIGNALS_LEN_MAX};
+use super::parts::{GROUP, Parts};
+use super::probe::Probe;
+use super::telemetry::Telemetry;
+use crate::settings::EsperSettings;
+use crate::supervisor::Criticality::{Critical, Parkable};
+use crate::supervisor::{Build, Criticality, Row, WorkerError, build};
+
+/// Stop groups, in the order in which they stop: what takes in work first, what others stand on
+/// later, and the endpoint that shows it all last.
+mod stop {
+    /// Readers of the bus on behalf of a trainer.
+    pub(super) const INTAKE: u8 = 6;
+    /// What works for them.
+    pub(super) const SERVICES: u8 = 5;
+    /// Observers.
+    pub(super) const OBSERVERS: u8 = 4;
+    /// The foundation's last packet.
+    pub(super) const TELEMETRY: u8 = 3;
+    /// What keeps the bus.
+    pub(super) const BUS: u8 = 2;
+    /// Health and page.
+    pub(super) const HTTP: u8 = 0;
+}
+
+/// The bus is kept by its housekeeping; whoever stands on the bus depends on it.
+const BUS: &[&str] = &["oona.housekeeping"];
+
+fn row(
+    settings: &EsperSettings,
+    name: &'static str,
+    criticality: Criticality,
+    depends_on: &'static [&'static str],
+    stop_group: u8,
+    build: Build,
+) -> Row {
+    let heartbeat_budget = settings.heartbeat_budget;
+    Row { name, criticality, depends_on, heartbeat_budget, stop_group, build }
+}
+
+/// What the HTTP endpoint is made of. It is started before anything is opened.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Bound and listening; kept over restarts.
+    pub listener: TcpListener,
+    /// Limits and the token.
+    pub config: Arc<HttpConfig>,
+    /// The supervisor's picture.
+    pub health: nissa::HealthSource,
+    /// What was ingested.
+    pub board: nissa::BoardSource,
+    /// Every metric of the process.
+    pub registry: Arc<Registry>,
+    /// The way to the supervisor.
+    pub control: WorkerControl,
+    /// What nissa counts.
+    pub metrics: nissa::Metrics,
+}
+
+/// The row that comes first up and goes last down.
+pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
+    let serve = build(move |context| {
+        let listener = endpoint.listener.try_clone();
+        let Endpoint { config, health, board, registry, control, metrics, .. } = &endpoint;
+        let (config, health, board) = (Arc::clone(config), health.clone(), board.clone());
+        let (registry, control, metrics) = (Arc::clone(registry), control.clone(), metrics.clone());
+        async move {
+            let heartbeat = context.heartbeat;
+            let listener = listener?;
+            let http = nissa::Http {
+                listener,
+                config,
+                health,
+                board,
+                registry,
+                control,
+                metrics,
+                heartbeat,
+            };
+            Ok::<(), WorkerError>(http.run(context.stop).await?)
+        }
+    });
+    row(settings, "nissa.http", Parkable, &[], stop::HTTP, serve)
+}
+
+/// Every other worker, in boot order.
+pub fn rows(parts: &Parts) -> Vec<Row> {
+    let settings = &*parts.settings;
+    vec![
+        row(settings, "oona.housekeeping", Parkable, &[], stop::BUS, housekeeping(parts)),
+        row(settings, "weatherlight.probe", Parkable, BUS, stop::BUS, probe(parts)),
+        row(settings, "oona.emergency", Critical, BUS, stop::INTAKE, emergency(parts)),
+        row(settings, "nissa.ingest", Parkable, BUS, stop::OBSERVERS, ingest(parts)),
+        row(settings, "weatherlight.telemetry", Parkable, BUS, stop::TELEMETRY, telemetry(parts)),
+    ]
+}
+
+fn housekeeping(parts: &Parts) -> Build {
+    let bus = parts.bus.clone();
+    build(move |context| {
+        Housekeeping { bus: bus.clone(), heartbeat: context.heartbeat }.run(context.stop)
+    })
+}
+
+fn probe(parts: &Parts) -> Build {
+    let parts = parts.clone();
+    build(move |context| {
+        let probe = Probe {
+            bus: parts.bus.clone(),
+            picture: parts.bus_picture.clone(),
+            health: parts.health.clone(),
+            metrics: parts.metrics.own.clone(),
+            heartbeat: context.heartbeat,
+        };
+        probe.run(context.stop)
+    })
+}
+
+/// The lane and what settles its deliveries are one worker: neither is of use without the other.
+fn emergency(parts: &Parts) -> Build {
+    let (bus, picture) = (parts.bus.clone(), parts.emergency.clone());
+    build(move |context| {
+        let (signal_sender, signals) = mpsc::channel(SIGNALS_LEN_MAX);
+        let (rerouted_sender, rerouted) = mpsc::channel(REROUTED_LEN_MAX);
+        let lane = EmergencyLane {
+            bus: bus.clone(),
+            group: GROUP.to_owned(),
+            signals: signal_sender,
+            rerouted: rerouted_sender,
+            heartbeat: context.heartbeat,
+        };
+        let receiver = Receiver { signals, rerouted, picture: picture.clone() };
+        async move {
+            tokio::try_join!(lane.run(context.stop.clone()), receiver.run(context.stop))?;
+            Ok::<(), oona::BusError>(())
+        }
+    })
+}
+
+fn ingest(parts: &Parts) -> Build {
+    let parts = parts.clone();
+    build(move |context| {
+        let ingest = nissa::Ingest {
+            bus: parts.bus.clone(),
+            config: nissa::IngestConfig::default(),
+            board: parts.board.clone(),
+            metrics: parts.metrics.nissa.clone(),
+            heartbeat: context.heartbeat,
+        };
+        ingest.run(context.stop)
+    })
+}
+
+fn telemetry(parts: &Parts) -> Build {
+    let parts = parts.clone();
+    build(move |context| {
+        let telemetry = Telemetry {
+            bus: parts.bus.clone(),
+            health: parts.health.clone(),
+            emergency: parts.emergency.subscribe(),
+            metrics: parts.metrics.clone(),
+            interval: parts.settings.telemetry_interval,
+            heartbeat: context.heartbeat,
+        };
+        telemetry.run(context.stop)
+    })
+}

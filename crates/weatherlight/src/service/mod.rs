@@ -1,0 +1,20 @@
+//! The service put together: what is opened, which workers stand on it, and what the foundation
+//! itself reports.
+//!
+//! Reading order: [`boot_table`] (the workers), [`Parts`] (what they share), [`start`] (the boot),
+//! then one file per worker of the foundation's own.
+
+pub mod boot_table;
+mod emergency;
+mod metrics;
+mod parts;
+mod probe;
+mod start;
+mod telemetry;
+
+pub use emergency::{EmergencyPicture, Receiver as EmergencyReceiver};
+pub use metrics::AllMetrics;
+pub use parts::{GROUP, OpenError, Parts};
+pub use probe::Probe;
+pub use start::{Service, Starting, start};
+pub use telemetry::{Telemetry, packet, priority};
