@@ -355,6 +355,11 @@ impl Graph {
         self.extract(&selected, &self.updates, |id| id)
     }
 
+    /// What outputs and updates need, and nothing else.
+    pub(crate) fn without_dead_nodes(&self) -> Result<Self, GraphError> {
+        self.extract(&self.outputs, &self.updates, |id| id)
+    }
+
     /// A new graph of what the given values need, with every node looked up through `resolved`.
     fn extract(
         &self,

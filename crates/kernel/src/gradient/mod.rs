@@ -11,8 +11,15 @@ use crate::tensor::Tensor;
 
 /// Name of the output that holds the gradient with respect to `name`.
 pub fn gradient_name(name: &str) -> String {
-    format!("gradient/{name}")
+    format!("{PREFIX}{name}")
 }
+
+/// What an output is the gradient of, if it is one.
+pub(crate) fn gradient_target(output: &str) -> Option<&str> {
+    output.strip_prefix(PREFIX)
+}
+
+const PREFIX: &str = "gradient/";
 
 /// The graph together with the gradients of the scalar output `loss` with respect to the named parameters or inputs.
 ///

@@ -3,3 +3,5 @@
 mod cases;
 mod gradient;
 mod graph;
+mod optimiser;
+mod plan;

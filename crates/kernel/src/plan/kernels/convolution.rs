@@ -1,0 +1,237 @@
+//! Convolutions as matrix products over unfolded windows (im2col), one sample and group at a time.
+
+use super::product::{Into, Matrix, product};
+use crate::op::Conv;
+
+/// Sizes of one convolution, fixed by the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::plan) struct Geometry {
+    pub(in crate::plan) conv: Conv,
+    pub(in crate::plan) batch: usize,
+    pub(in crate::plan) channels: usize,
+    pub(in crate::plan) size: [usize; 2],
+    pub(in crate::plan) out_channels: usize,
+    pub(in crate::plan) kernel: [usize; 2],
+    pub(in crate::plan) out_size: [usize; 2],
+}
+
+impl Geometry {
+    pub(in crate::plan) fn new(
+        conv: Conv,
+        x: &[usize],
+        weight: &[usize],
+        result: &[usize],
+    ) -> Self {
+        Self {
+            conv,
+            batch: x[0],
+            channels: x[1],
+            size: [x[2], x[3]],
+            out_channels: weight[0],
+            kernel: [weight[2], weight[3]],
+            out_size: [result[2], result[3]],
+        }
+    }
+
+    /// Elements of scratch one call needs: the unfolded windows of one sample's group.
+    pub(in crate::plan) fn scratch_len(&self) -> usize {
+        if self.is_pointwise() { 0 } else { self.depth() * self.places() }
+    }
+
+    /// A kernel of one tap at every pixel: the picture is its own unfolding.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.conv.stride == [1, 1] && self.conv.padding == [0, 0]
+    }
+
+    fn group_channels(&self) -> usize {
+        self.channels / self.conv.groups
+    }
+
+    fn group_out(&self) -> usize {
+        self.out_channels / self.conv.groups
+    }
+
+    /// Products per result.
+    fn depth(&self) -> usize {
+        self.group_channels() * self.kernel[0] * self.kernel[1]
+    }
+
+    /// Results per channel.
+    fn places(&self) -> usize {
+        self.out_size[0] * self.out_size[1]
+    }
+
+    fn plane(&self) -> usize {
+        self.size[0] * self.size[1]
+    }
+
+    /// Ranges of one sample's group in the input, the weight and the result.
+    fn parts(&self, sample: usize, group: usize) -> [std::ops::Range<usize>; 3] {
+        let span = |index: usize, len: usize| index * len..(index + 1) * len;
+        let part = sample * self.conv.groups + group;
+        [
+            span(part, self.group_channels() * self.plane()),
+            span(group, self.group_out() * self.depth()),
+            span(part, self.group_out() * self.places()),
+        ]
+    }
+
+    fn for_each_part(&self, mut visit: impl FnMut(usize, [std::ops::Range<usize>; 3])) {
+        for sample in 0..self.batch {
+            for group in 0..self.conv.groups {
+                visit(sample, self.parts(sample, group));
+            }
+        }
+    }
+
+    /// The places along a row for which column tap `tap` reads within the picture.
+    fn columns_of_tap(&self, tap: usize) -> std::ops::Range<usize> {
+        let (stride, padding) = (self.conv.stride[1], self.conv.padding[1]);
+        let offset = tap * self.conv.dilation[1];
+        // Places whose source column lies within the picture: 0 <= place * stride + offset - padding < width.
+        let first = padding.saturating_sub(offset).div_ceil(stride);
+        let end = (self.size[1] + padding).saturating_sub(offset).div_ceil(stride);
+        first.min(self.out_size[1])..end.min(self.out_size[1]).max(first.min(self.out_size[1]))
+    }
+
+    /// The input row that tap `tap` reads for result row `row`, if it lies within the picture.
+    fn row_of_tap(&self, row: usize, tap: usize) -> Option<usize> {
+        let padded = row * self.conv.stride[0] + tap * self.conv.dilation[0];
+        padded.checked_sub(self.conv.padding[0]).filter(|&at| at < self.size[0])
+    }
+
+    /// Visits every stretch of the unfolding that reads the picture: (range in the unfolding, first index in the
+    /// picture). Elements in no stretch are padding.
+    fn for_each_stretch(&self, mut visit: impl FnMut(std::ops::Range<usize>, usize)) {
+        let mut row_of_unfolding = 0;
+        for channel in 0..self.group_channels() {
+            for tap_h in 0..self.kernel[0] {
+                for tap_w in 0..self.kernel[1] {
+                    let columns = self.columns_of_tap(tap_w);
+                    for row in 0..self.out_size[0] {
+                        let Some(y) = self.row_of_tap(row, tap_h) else { continue };
+                        if columns.is_empty() {
+                            continue;
+                        }
+                        let start = row_of_unfolding * self.places() + row * self.out_size[1];
+                        let x = columns.start * self.conv.stride[1] + tap_w * self.conv.dilation[1]
+                            - self.conv.padding[1];
+                        let source = channel * self.plane() + y * self.size[1] + x;
+                        visit(start + columns.start..start + columns.end, source);
+                    }
+                    row_of_unfolding += 1;
+                }
+            }
+        }
+    }
+
+    /// The windows of one group as rows of taps by columns of places. `scratch` must be zero where padding is,
+    /// which holds from the first unfolding on, because the stretches are always the same.
+    fn unfold(&self, x: &[f32], scratch: &mut [f32]) {
+        let stride = self.conv.stride[1];
+        self.for_each_stretch(|target, source| {
+            let target = &mut scratch[target];
+            if stride == 1 {
+                target.copy_from_slice(&x[source..][..target.len()]);
+            } else {
+                target
+                    .iter_mut()
+                    .zip(x[source..].iter().step_by(stride))
+                    .for_each(|(to, &from)| *to = from);
+            }
+        });
+    }
+
+    /// Adds unfolded gradients up where they came from.
+    fn fold(&self, scratch: &[f32], x: &mut [f32]) {
+        let stride = self.conv.stride[1];
+        self.for_each_stretch(|from, target| {
+            let from = &scratch[from];
+            if stride == 1 {
+                let target = &mut x[target..][..from.len()];
+                target.iter_mut().zip(from).for_each(|(to, &value)| *to += value);
+            } else {
+                x[target..]
+                    .iter_mut()
+                    .step_by(stride)
+                    .zip(from)
+                    .for_each(|(to, &value)| *to += value);
+            }
+        });
+    }
+}
+
+/// `out = weight * unfolded(x)`
+pub(in crate::plan) fn forward(
+    geometry: &Geometry,
+    x: &[f32],
+    weight: &[f32],
+    out: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let sizes = (geometry.group_out(), geometry.places(), geometry.depth());
+    let scratch = &mut scratch[..geometry.scratch_len()];
+    scratch.fill(0.0);
+    geometry.for_each_part(|_, [x_part, weight_part, out_part]| {
+        let x = &x[x_part];
+        let windows = if geometry.is_pointwise() {
+            x
+        } else {
+            geometry.unfold(x, scratch);
+            &*scratch
+        };
+        let a = Matrix::stored(&weight[weight_part], sizes.2, false);
+        let b = Matrix::stored(windows, sizes.1, false);
+        product(sizes, a, b, &mut out[out_part], Into::Fresh);
+    });
+}
+
+/// `out = folded(weight^T * gradient)`
+pub(in crate::plan) fn input_gradient(
+    geometry: &Geometry,
+    gradient: &[f32],
+    weight: &[f32],
+    out: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let sizes = (geometry.depth(), geometry.places(), geometry.group_out());
+    let scratch = &mut scratch[..geometry.scratch_len()];
+    geometry.for_each_part(|_, [x_part, weight_part, out_part]| {
+        let a = Matrix::stored(&weight[weight_part], geometry.depth(), true);
+        let b = Matrix::stored(&gradient[out_part], sizes.1, false);
+        let target = &mut out[x_part];
+        if geometry.is_pointwise() {
+            product(sizes, a, b, target, Into::Fresh);
+            return;
+        }
+        product(sizes, a, b, scratch, Into::Fresh);
+        target.fill(0.0);
+        geometry.fold(scratch, target);
+    });
+}
+
+/// `out = sum over samples of gradient * unfolded(x)^T`
+pub(in crate::plan) fn weight_gradient(
+    geometry: &Geometry,
+    x: &[f32],
+    gradient: &[f32],
+    out: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let sizes = (geometry.group_out(), geometry.depth(), geometry.places());
+    let scratch = &mut scratch[..geometry.scratch_len()];
+    scratch.fill(0.0);
+    geometry.for_each_part(|sample, [x_part, weight_part, out_part]| {
+        let x = &x[x_part];
+        let windows = if geometry.is_pointwise() {
+            x
+        } else {
+            geometry.unfold(x, scratch);
+            &*scratch
+        };
+        let a = Matrix::stored(&gradient[out_part], sizes.2, false);
+        let b = Matrix::stored(windows, sizes.2, true);
+        let into = if sample == 0 { Into::Fresh } else { Into::Sum };
+        product(sizes, a, b, &mut out[weight_part], into);
+    });
+}

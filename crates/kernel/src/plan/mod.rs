@@ -1,0 +1,266 @@
+//! The plan compiler and executor: static shapes, one arena, nothing allocated or looked up while a step runs.
+//!
+//! `pattern` finds how operands broadcast, `lower` turns a graph into steps, `memory` lays their buffers out,
+//! `step` runs one, `kernels` holds the loops.
+
+pub(crate) mod kernels;
+mod lower;
+mod memory;
+mod pattern;
+mod step;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::{GraphError, RunError};
+use crate::gradient::gradient_target;
+use crate::graph::Graph;
+use crate::optimise::optimise;
+use crate::store::{Layout, ParamStore};
+use lower::{Port, Source};
+use step::Kernel;
+
+/// A graph compiled for one batch size. Repeats are bit-identical; one thread.
+#[derive(Debug)]
+pub struct Plan {
+    steps: Vec<Step>,
+    arena: Vec<f32>,
+    scratch: Vec<f32>,
+    inputs: Vec<Slot>,
+    outputs: Vec<Slot>,
+    updates: Vec<Slot>,
+    parameters: Vec<(String, Vec<usize>)>,
+    binding: Option<Binding>,
+}
+
+/// A step whose buffers have their places.
+#[derive(Debug)]
+struct Step {
+    kernel: Kernel,
+    operands: Vec<Place>,
+    out: Range<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Arena(Range<usize>),
+    Parameter(usize),
+}
+
+/// A named part of the arena.
+#[derive(Debug)]
+struct Slot {
+    name: String,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// Where the parameters lie in the store last used. Found again only when its layout changes.
+#[derive(Debug)]
+struct Binding {
+    layout: Arc<Layout>,
+    ranges: Vec<Range<usize>>,
+}
+
+impl Plan {
+    /// Compiles a graph in training form (see [`Graph::inference`] for the other).
+    ///
+    /// # Errors
+    /// None in practice: a graph that exists has been checked.
+    pub fn compile(graph: &Graph) -> Result<Self, GraphError> {
+        let program = lower::lower(&optimise(graph)?);
+        let (offsets, arena_len) = memory::lay_out(&program);
+        let range = |buffer: usize| offsets[buffer]..offsets[buffer] + program.buffers[buffer];
+        let mut arena = vec![0.0; arena_len];
+        for (buffer, values) in &program.constants {
+            arena[range(*buffer)].copy_from_slice(values);
+        }
+        let place = |source: &Source| match source {
+            Source::Buffer(buffer) => Place::Arena(range(*buffer)),
+            Source::Parameter(index) => Place::Parameter(*index),
+        };
+        let slot = |port: &Port| Slot {
+            name: port.name.clone(),
+            shape: port.shape.clone(),
+            range: range(port.buffer),
+        };
+        let scratch_len =
+            program.steps.iter().map(|step| step.kernel.scratch_len()).max().unwrap_or(0);
+        Ok(Self {
+            inputs: program.inputs.iter().map(slot).collect(),
+            outputs: program.outputs.iter().map(slot).collect(),
+            updates: program.updates.iter().map(slot).collect(),
+            steps: program
+                .steps
+                .iter()
+                .map(|step| Step {
+                    kernel: step.kernel.clone(),
+                    operands: step.operands.iter().map(place).collect(),
+                    out: range(step.out),
+                })
+                .collect(),
+            parameters: program.parameters,
+            arena,
+            scratch: vec![0.0; scratch_len],
+            binding: None,
+        })
+    }
+
+    /// Runs the plan once. Every input the plan reads must be given; inputs it does not read are ignored.
+    ///
+    /// # Errors
+    /// [`RunError::Missing`] or [`RunError::Size`] for an input or parameter, [`RunError::Index`] for a label or
+    /// table index out of range. The parameters are untouched in any case.
+    pub fn run(
+        &mut self,
+        params: &ParamStore,
+        inputs: &[(&str, &[f32])],
+    ) -> Result<Outputs<'_>, RunError> {
+        for slot in &self.inputs {
+            let given = inputs.iter().find(|(name, _)| *name == slot.name);
+            let Some((_, values)) = given else {
+                return Err(RunError::Missing {
+                    kind: "input",
+                    name: slot.name.clone(),
+                    shape: slot.shape.clone(),
+                });
+            };
+            if values.len() != slot.range.len() {
+                return Err(slot.wrong_size("input", values.len()));
+            }
+            self.arena[slot.range.clone()].copy_from_slice(values);
+        }
+        self.bind(params)?;
+        self.execute(params.values())?;
+        Ok(Outputs { plan: self })
+    }
+
+    /// Finds the parameters, unless the store still has the layout it had the last time.
+    fn bind(&mut self, params: &ParamStore) -> Result<(), RunError> {
+        let layout = params.layout();
+        if self.binding.as_ref().is_some_and(|binding| Arc::ptr_eq(&binding.layout, layout)) {
+            return Ok(());
+        }
+        let mut ranges = Vec::with_capacity(self.parameters.len());
+        for (name, shape) in &self.parameters {
+            let Some(entry) = layout.get(name) else {
+                return Err(RunError::Missing {
+                    kind: "parameter",
+                    name: name.clone(),
+                    shape: shape.clone(),
+                });
+            };
+            if entry.shape != *shape {
+                let (expected, found) = (shape.clone(), entry.range.len());
+                return Err(RunError::Size {
+                    kind: "parameter",
+                    name: name.clone(),
+                    expected,
+                    found,
+                });
+            }
+            ranges.push(entry.range.clone());
+        }
+        self.binding = Some(Binding { layout: Arc::clone(layout), ranges });
+        Ok(())
+    }
+
+    fn execute(&mut self, params: &[f32]) -> Result<(), RunError> {
+        let ranges = self.binding.as_ref().map_or(&[][..], |binding| &binding.ranges);
+        for step in &self.steps {
+            // No operand shares a place with the result, so each lies wholly before or behind it.
+            let (before, rest) = self.arena.split_at_mut(step.out.start);
+            let (out, behind) = rest.split_at_mut(step.out.len());
+            let (before, behind) = (&*before, &*behind);
+            let operand = |position: usize| match &step.operands[position] {
+                Place::Parameter(index) => &params[ranges[*index].clone()],
+                Place::Arena(range) if range.end <= before.len() => &before[range.clone()],
+                Place::Arena(range) => {
+                    &behind[range.start - step.out.end..range.end - step.out.end]
+                }
+            };
+            step.kernel.run(step.operands.len(), operand, out, &mut self.scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Inputs the plan reads, with the shape of each.
+    pub fn inputs(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.inputs.iter().map(|slot| (slot.name.as_str(), slot.shape.as_slice()))
+    }
+
+    /// Number of loops run per step.
+    pub fn step_count(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Memory the plan holds, in bytes: arena and scratch.
+    pub fn memory_bytes(&self) -> usize {
+        (self.arena.len() + self.scratch.len()) * size_of::<f32>()
+    }
+}
+
+impl Slot {
+    fn wrong_size(&self, kind: &'static str, found: usize) -> RunError {
+        RunError::Size { kind, name: self.name.clone(), expected: self.shape.clone(), found }
+    }
+}
+
+/// What one run gave, to be read where it lies until the next run.
+#[derive(Debug, Clone, Copy)]
+pub struct Outputs<'a> {
+    plan: &'a Plan,
+}
+
+impl<'a> Outputs<'a> {
+    /// Values of an output.
+    pub fn get(&self, name: &str) -> Option<&'a [f32]> {
+        self.plan.outputs.iter().find(|slot| slot.name == name).map(|slot| self.values(slot))
+    }
+
+    /// Shape of an output.
+    pub fn shape(&self, name: &str) -> Option<&'a [usize]> {
+        self.plan.outputs.iter().find(|slot| slot.name == name).map(|slot| slot.shape.as_slice())
+    }
+
+    /// The single value of a scalar output.
+    pub fn scalar(&self, name: &str) -> Option<f32> {
+        match self.get(name) {
+            Some(&[value]) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The gradient with respect to `name`, if the graph has it.
+    pub fn gradient(&self, name: &str) -> Option<&'a [f32]> {
+        self.gradients().find(|(known, _)| *known == name).map(|(_, values)| values)
+    }
+
+    /// Every gradient, by the name of what it is the gradient of.
+    pub fn gradients(&self) -> impl Iterator<Item = (&'a str, &'a [f32])> {
+        self.iter().filter_map(|(name, values)| Some((gradient_target(name)?, values)))
+    }
+
+    /// Euclidean norm of all gradients together, summed in double precision; not finite if one of them is not.
+    pub fn gradient_norm(&self) -> f32 {
+        let values = self.gradients().flat_map(|(_, values)| values);
+        let squares: f64 = values.map(|&value| f64::from(value) * f64::from(value)).sum();
+        squares.sqrt() as f32
+    }
+
+    /// Every output with its values.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [f32])> {
+        let outputs = *self;
+        self.plan.outputs.iter().map(move |slot| (slot.name.as_str(), outputs.values(slot)))
+    }
+
+    /// New values of the parameters the graph updates; [`ParamStore::absorb`] writes them.
+    pub fn updates(&self) -> impl Iterator<Item = (&'a str, &'a [f32])> {
+        let outputs = *self;
+        self.plan.updates.iter().map(move |slot| (slot.name.as_str(), outputs.values(slot)))
+    }
+
+    fn values(&self, slot: &Slot) -> &'a [f32] {
+        &self.plan.arena[slot.range.clone()]
+    }
+}

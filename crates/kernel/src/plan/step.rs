@@ -1,0 +1,223 @@
+//! One step of a plan: which loop runs on which buffers.
+
+use super::kernels::convolution::{self, Geometry as Convolution};
+use super::kernels::elementwise;
+use super::kernels::layout::{self, Axis};
+use super::kernels::product::{Into, Matrix, product};
+use super::kernels::statistics::{self, Groups};
+use super::kernels::window::{self, Geometry as Window};
+use super::pattern::Pattern;
+use crate::dropout::Mask;
+use crate::error::RunError;
+use crate::op::{Binary, Reduction, Unary};
+
+/// Sizes of a matrix product, fixed by the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Product {
+    pub(super) batch: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) inner: usize,
+    pub(super) transpose_a: bool,
+    pub(super) transpose_b: bool,
+}
+
+/// What a product does to its result before anything else reads it. The bias is the operand after the product's own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Epilogue {
+    pub(super) has_bias: bool,
+    pub(super) activation: Option<Unary>,
+}
+
+/// A loop with everything about it that is known beforehand.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Kernel {
+    Copy,
+    Unary(Unary),
+    UnaryGradient(Unary),
+    Binary(Binary, Pattern, Pattern),
+    Product(Product, Epilogue),
+    Convolution(Convolution, Epilogue),
+    ConvolutionInputGradient(Convolution),
+    ConvolutionWeightGradient(Convolution),
+    MaxPool(Window),
+    MaxPoolGradient(Window),
+    MaxPoolPick(Window),
+    AvgPool(Window),
+    AvgPoolGradient(Window),
+    Softmax(usize),
+    LogSoftmax(usize),
+    Normalise(Groups),
+    NormaliseGradient(Groups),
+    Dropout { rate: f32, stream: u32 },
+    Gather { rows: usize },
+    ScatterAdd { rows: usize },
+    Permute(Vec<(usize, usize)>),
+    Concat(Axis),
+    Slice(Axis, usize),
+    Pad(Axis, usize),
+    Reduce(Reduction, Pattern),
+    Broadcast(Reduction, Pattern),
+    CrossEntropy(usize),
+    CrossEntropyGradient(usize),
+}
+
+impl Kernel {
+    /// Elements of scratch a run of this loop needs.
+    pub(super) fn scratch_len(&self) -> usize {
+        match self {
+            Self::Convolution(geometry, _)
+            | Self::ConvolutionInputGradient(geometry)
+            | Self::ConvolutionWeightGradient(geometry) => geometry.scratch_len(),
+            Self::Normalise(groups) | Self::NormaliseGradient(groups) => groups.scratch_len(),
+            Self::Copy
+            | Self::Unary(_)
+            | Self::UnaryGradient(_)
+            | Self::Binary(..)
+            | Self::Product(..)
+            | Self::MaxPool(_)
+            | Self::MaxPoolGradient(_)
+            | Self::MaxPoolPick(_)
+            | Self::AvgPool(_)
+            | Self::AvgPoolGradient(_)
+            | Self::Softmax(_)
+            | Self::LogSoftmax(_)
+            | Self::Dropout { .. }
+            | Self::Gather { .. }
+            | Self::ScatterAdd { .. }
+            | Self::Permute(_)
+            | Self::Concat(_)
+            | Self::Slice(..)
+            | Self::Pad(..)
+            | Self::Reduce(..)
+            | Self::Broadcast(..)
+            | Self::CrossEntropy(_)
+            | Self::CrossEntropyGradient(_) => 0,
+        }
+    }
+
+    /// Runs the loop. `operand` gives the operands by position; there are `operands` of them.
+    pub(super) fn run<'a>(
+        &self,
+        operands: usize,
+        operand: impl Fn(usize) -> &'a [f32],
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<(), RunError> {
+        match self {
+            Self::Copy => out.copy_from_slice(operand(0)),
+            Self::Unary(function) => elementwise::unary(*function, operand(0), out),
+            Self::UnaryGradient(function) => {
+                elementwise::unary_gradient(*function, operand(0), operand(1), out)
+            }
+            Self::Binary(function, a, b) => {
+                elementwise::binary(*function, (operand(0), a), (operand(1), b), out)
+            }
+            Self::Product(sizes, epilogue) => {
+                run_product(sizes, operand(0), operand(1), out);
+                let bias = epilogue.has_bias.then(|| operand(2));
+                finish_rows(bias, epilogue.activation, out);
+            }
+            Self::Convolution(geometry, epilogue) => {
+                convolution::forward(geometry, operand(0), operand(1), out, scratch);
+                let bias = epilogue.has_bias.then(|| operand(2));
+                finish_channels(bias, geometry, epilogue.activation, out);
+            }
+            Self::ConvolutionInputGradient(geometry) => {
+                convolution::input_gradient(geometry, operand(0), operand(1), out, scratch);
+            }
+            Self::ConvolutionWeightGradient(geometry) => {
+                convolution::weight_gradient(geometry, operand(0), operand(1), out, scratch);
+            }
+            Self::MaxPool(geometry) => window::max_pick(geometry, operand(0), operand(0), out),
+            Self::MaxPoolPick(geometry) => window::max_pick(geometry, operand(0), operand(1), out),
+            Self::MaxPoolGradient(geometry) => {
+                window::max_gradient(geometry, operand(0), operand(1), out)
+            }
+            Self::AvgPool(geometry) => window::average(geometry, operand(0), out),
+            Self::AvgPoolGradient(geometry) => window::average_gradient(geometry, operand(0), out),
+            Self::Softmax(classes) => statistics::softmax(*classes, operand(0), out),
+            Self::LogSoftmax(classes) => statistics::log_softmax(*classes, operand(0), out),
+            Self::Normalise(groups) => statistics::normalise(groups, operand(0), out, scratch),
+            Self::NormaliseGradient(groups) => {
+                statistics::normalise_gradient(groups, operand(0), operand(1), out, scratch);
+            }
+            Self::Dropout { rate, stream } => {
+                elementwise::dropout(Mask::new(*rate, *stream, operand(1)[0]), operand(0), out);
+            }
+            Self::Gather { rows } => layout::gather(*rows, operand(0), operand(1), out)?,
+            Self::ScatterAdd { rows } => layout::scatter_add(*rows, operand(0), operand(1), out)?,
+            Self::Permute(places) => layout::permute(places, operand(0), out),
+            Self::Concat(axis) => {
+                let mut start = 0;
+                for part in (0..operands).map(operand) {
+                    layout::place(*axis, start, part, out);
+                    start += part.len() / (axis.outer * axis.inner);
+                }
+            }
+            Self::Slice(axis, start) => layout::cut(*axis, *start, operand(0), out),
+            Self::Pad(axis, start) => {
+                out.fill(0.0);
+                layout::place(*axis, *start, operand(0), out);
+            }
+            Self::Reduce(kind, pattern) => statistics::reduce(*kind, pattern, operand(0), out),
+            Self::Broadcast(kind, pattern) => {
+                statistics::broadcast(*kind, pattern, operand(0), out)
+            }
+            Self::CrossEntropy(classes) => {
+                out[0] = statistics::cross_entropy(*classes, operand(0), operand(1))?
+            }
+            Self::CrossEntropyGradient(classes) => {
+                statistics::cross_entropy_gradient(
+                    *classes,
+                    operand(0),
+                    operand(1),
+                    operand(2)[0],
+                    out,
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn run_product(sizes: &Product, a: &[f32], b: &[f32], out: &mut [f32]) {
+    let &Product { batch, rows, columns, inner, transpose_a, transpose_b } = sizes;
+    let a_width = if transpose_a { rows } else { inner };
+    let b_width = if transpose_b { inner } else { columns };
+    let parts = a.chunks_exact(rows * inner).zip(b.chunks_exact(inner * columns));
+    for ((a, b), out) in parts.zip(out.chunks_exact_mut(rows * columns)).take(batch) {
+        let a = Matrix::stored(a, a_width, transpose_a);
+        let b = Matrix::stored(b, b_width, transpose_b);
+        product((rows, columns, inner), a, b, out, Into::Fresh);
+    }
+}
+
+fn finish_rows(bias: Option<&[f32]>, activation: Option<Unary>, out: &mut [f32]) {
+    match (bias, activation) {
+        (Some(bias), Some(Unary::Relu)) => elementwise::bias_rows_relu(bias, out),
+        (Some(bias), activation) => {
+            elementwise::bias_rows(bias, out);
+            finish(activation, out);
+        }
+        (None, activation) => finish(activation, out),
+    }
+}
+
+fn finish_channels(
+    bias: Option<&[f32]>,
+    geometry: &Convolution,
+    activation: Option<Unary>,
+    out: &mut [f32],
+) {
+    if let Some(bias) = bias {
+        elementwise::bias_channels(bias, geometry.out_size[0] * geometry.out_size[1], out);
+    }
+    finish(activation, out);
+}
+
+fn finish(activation: Option<Unary>, out: &mut [f32]) {
+    if let Some(function) = activation {
+        elementwise::unary_in_place(function, out);
+    }
+}
