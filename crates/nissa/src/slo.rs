@@ -184,3 +184,81 @@ impl Verdict {
         if actual <= objective { Self::Good } else { Self::Bad }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(found: f64, expected: f64) {
+        assert!((found - expected).abs() < 1e-9, "{found} is not {expected}");
+    }
+
+    /// The vectors of the specification.
+    #[test]
+    fn burn_rate_is_errors_over_budget() {
+        close(burn_rate(1, 1000, 0.999), 1.0);
+        close(burn_rate(12, 1000, 0.999), 12.0);
+        close(burn_rate(0, 0, 0.999), 0.0);
+        close(budget_left(1, 2000, 0.999), 0.5);
+        close(budget_left(0, 10, 0.999), 1.0);
+        close(budget_left(9, 10, 0.999), 0.0);
+    }
+
+    fn feed(levels: &mut Levels, at: Instant, bad: u64, total: u64) -> Option<f64> {
+        let mut last = None;
+        for number in 0..total {
+            let verdict = if number < bad { Verdict::Bad } else { Verdict::Good };
+            last = levels.sample(at, "x", verdict);
+        }
+        last
+    }
+
+    #[test]
+    fn twelve_bad_in_a_thousand_reach_the_limit_and_one_does_not() {
+        let now = Instant::now();
+        close(feed(&mut Levels::new(now, Vec::new()), now, 12, 1000).unwrap(), 1.0);
+        close(feed(&mut Levels::new(now, Vec::new()), now, 1, 1000).unwrap(), 1.0 / 12.0);
+    }
+
+    #[test]
+    fn a_few_samples_are_no_rate() {
+        let now = Instant::now();
+        assert_eq!(feed(&mut Levels::new(now, Vec::new()), now, 1, SAMPLES_MIN - 1), None);
+    }
+
+    #[test]
+    fn what_is_older_than_its_window_no_longer_counts() {
+        let began = Instant::now();
+        let mut levels = Levels::new(began, Vec::new());
+        feed(&mut levels, began, 12, 1000);
+        let next_day = began + Duration::from_secs(25 * 3600);
+        close(feed(&mut levels, next_day, 0, 1000).unwrap(), 0.0);
+        let level = &levels.levels(next_day)[0];
+        assert_eq!((level.total, level.violations), (2000, 12));
+        close(level.budget_left, 0.0);
+        let next_month = began + Duration::from_secs(31 * 24 * 3600);
+        let level = &levels.levels(next_month)[0];
+        assert_eq!((level.total, level.violations), (1000, 0), "only the second day is left");
+    }
+
+    #[test]
+    fn memory_is_bounded_by_time_and_by_name() {
+        let began = Instant::now();
+        let mut levels = Levels::new(began, Vec::new());
+        for hour in 0..2000 {
+            levels.sample(began + BUCKET * hour, "x", Verdict::Good);
+        }
+        assert!(levels.tracks["x"].buckets.len() as u64 <= BUCKETS_30D);
+        for number in 0..100 {
+            levels.sample(began, &number.to_string(), Verdict::Good);
+        }
+        assert_eq!((levels.tracks.len(), levels.lost()), (OBJECTIVES_MAX, 100 - 31));
+    }
+
+    #[test]
+    fn an_objective_is_met_up_to_and_including_it() {
+        assert_eq!(Verdict::of(18.0, 18.0), Verdict::Good);
+        assert_eq!(Verdict::of(18.1, 18.0), Verdict::Bad);
+        assert_eq!(Verdict::of(f64::NAN, 18.0), Verdict::Bad);
+    }
+}

@@ -8,6 +8,9 @@ mod engine;
 mod rules;
 mod track;
 
+#[cfg(test)]
+mod tests;
+
 pub use engine::{ActiveAlert, Alerts, Notification};
 pub(crate) use rules::{BUDGET_METRIC, EMERGENCY_EVENT};
 pub use rules::{Condition, Hold, Rule, RuleName, table};

@@ -7,6 +7,8 @@ mod kernels;
 mod runs;
 mod seeds;
 mod sources;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -1,0 +1,220 @@
+//! Probes, metrics, the page, changes, and who is refused.
+
+use std::time::Duration;
+
+use nissa::{
+    BreakerHealth, BreakerState, ControlRefused, Health, HttpConfig, LaneHealth, SystemMode, Token,
+    WorkerHealth, WorkerState,
+};
+
+use crate::support::{ask, get, healthy, serve};
+
+const TOKEN: &str = "0123456789abcdef0123";
+
+fn with_token() -> HttpConfig {
+    HttpConfig { token: Some(Token::new(TOKEN).unwrap()), ..HttpConfig::default() }
+}
+
+#[tokio::test]
+async fn liveness_follows_the_supervisors_loop() {
+    serve(HttpConfig::default(), |server| async move {
+        assert_eq!(get(server.address, "/livez").await.status, 200);
+        server.health.send_modify(|health| health.at -= Duration::from_secs(60));
+        let silent = get(server.address, "/livez").await;
+        assert_eq!((silent.status, silent.json()["alive"].as_bool()), (503, Some(false)));
+        let ready = get(server.address, "/readyz").await;
+        assert_eq!(ready.status, 503, "who is silent is not ready either");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn readiness_says_why_not() {
+    serve(HttpConfig::default(), |server| async move {
+        assert_eq!(get(server.address, "/readyz").await.status, 200);
+        server.health.send_replace(Health::booting("1", "redis"));
+        let booting = get(server.address, "/readyz").await;
+        assert_eq!(booting.status, 503);
+        assert_eq!(booting.json()["reasons"][0], "the service is booting");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn health_is_the_whole_picture() {
+    let picture = Health {
+        system_mode: SystemMode::Degraded,
+        lost: vec!["compiling".to_owned()],
+        workers: vec![WorkerHealth {
+            name: "tezzeret.forge".to_owned(),
+            state: WorkerState::BackingOff,
+            critical: false,
+            restarts: 4,
+            backoff_s: 2.5,
+            last_error: Some("disk full".to_owned()),
+            heartbeat_age_ms: None,
+            last_phase: Some("compiling".to_owned()),
+            depends_on: vec!["urza".to_owned()],
+        }],
+        breakers: vec![BreakerHealth { name: "publish".to_owned(), state: BreakerState::HalfOpen }],
+        lanes: vec![LaneHealth { stream: "oona.normal".to_owned(), depth: 7 }],
+        ..healthy()
+    };
+    serve(HttpConfig::default(), |server| async move {
+        server.health.send_replace(picture.clone());
+        let answer = get(server.address, "/healthz").await;
+        let json = answer.json();
+        assert_eq!(json["system_mode"], "degraded");
+        assert_eq!(json["workers"][0]["state"], "backing_off");
+        assert_eq!(json["alerts_active"], 0);
+        let read: Health = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!(Health { at: picture.at, ..read }, picture);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn metrics_are_open_metrics_and_count_requests() {
+    serve(HttpConfig::default(), |server| async move {
+        assert_eq!(get(server.address, "/nowhere").await.status, 404);
+        let answer = get(server.address, "/metrics").await;
+        assert!(answer.headers["content-type"].starts_with("application/openmetrics-text"));
+        assert!(answer.body.ends_with("# EOF\n"));
+        let line = "nissa_http_requests_total{endpoint=\"unknown\",answer=\"refused\"} 1";
+        assert!(answer.body.contains(line), "{}", answer.body);
+        assert!(!answer.body.contains("_total_total"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_empty_service_has_a_state() {
+    serve(HttpConfig::default(), |server| async move {
+        let state = get(server.address, "/v1/state?run=none").await.json();
+        assert!(state["run"].is_null());
+        assert_eq!(state["kernels"]["requested"], 0);
+        let summary = get(server.address, "/metrics/summary").await.json();
+        assert_eq!(summary, serde_json::json!({ "slo": {}, "alerts": {} }));
+        assert_eq!(get(server.address, "/v1/sources").await.json(), serde_json::json!({}));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_page_is_one_file_that_talks_to_nobody_else() {
+    serve(HttpConfig::default(), |server| async move {
+        let answer = get(server.address, "/").await;
+        assert!(answer.headers["content-type"].starts_with("text/html"));
+        let policy = &answer.headers["content-security-policy"];
+        assert!(policy.starts_with("default-src 'none'"), "{policy}");
+        assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
+        assert_eq!(policy.matches("sha256-").count(), 2);
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+        let foreign = answer.body.replace("http://www.w3.org/2000/svg", "");
+        for never in ["http://", "https://", "//cdn", "src=", "@import", "innerHTML", " style="] {
+            assert!(!foreign.contains(never), "the page contains {never}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_needs_the_token() {
+    let path = "/v1/workers/urza.prefetch/restart";
+    serve(HttpConfig::default(), |server| async move {
+        let bearer = format!("Bearer {TOKEN}");
+        let off = ask(server.address, "POST", path, &[("authorization", &bearer)]).await;
+        assert_eq!((off.status, off.json()["reason"].as_str()), (403, Some("changes_off")));
+    })
+    .await;
+    serve(with_token(), |server| async move {
+        let none = ask(server.address, "POST", path, &[]).await;
+        assert_eq!((none.status, none.headers["www-authenticate"].as_str()), (401, "Bearer"));
+        for wrong in ["Basic 0123456789abcdef0123", "Bearer"] {
+            let answer = ask(server.address, "POST", path, &[("authorization", wrong)]).await;
+            assert_eq!(answer.status, 401, "{wrong}");
+        }
+        for wrong in ["Bearer x", "Bearer 0123456789abcdef012", "bearer 0123456789ABCDEF0123"] {
+            let answer = ask(server.address, "POST", path, &[("authorization", wrong)]).await;
+            assert_eq!(answer.status, 403, "{wrong}");
+        }
+        assert_eq!(get(server.address, path).await.status, 405);
+        assert!(server.requests.is_empty(), "nothing may have reached the supervisor");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_the_token_the_supervisor_is_asked() {
+    serve(with_token(), |mut server| async move {
+        let bearer = format!("Bearer {TOKEN}");
+        for (name, answer, status) in [
+            ("urza.prefetch", Ok(()), 202),
+            ("nobody", Err(ControlRefused::UnknownWorker { name: "nobody".to_owned() }), 404),
+            ("late", Err(ControlRefused::Stopping), 503),
+        ] {
+            let path = format!("/v1/workers/{name}/restart");
+            let headers = [("authorization", bearer.as_str())];
+            let asked = ask(server.address, "POST", &path, &headers);
+            let answered = async {
+                let request = server.requests.recv().await.unwrap();
+                assert_eq!(request.worker, name);
+                request.answer.send(answer).unwrap();
+            };
+            let (response, ()) = tokio::join!(asked, answered);
+            assert_eq!(response.status, status, "{name}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_supervisor_that_does_not_answer_is_not_waited_for_for_ever() {
+    let config = HttpConfig { request_timeout: Duration::from_millis(50), ..with_token() };
+    serve(config, |server| async move {
+        let bearer = format!("Bearer {TOKEN}");
+        let headers = [("authorization", bearer.as_str())];
+        let answer = ask(server.address, "POST", "/v1/workers/x/restart", &headers).await;
+        assert_eq!(answer.status, 504);
+        drop(server.requests);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn other_sites_are_refused() {
+    let config = HttpConfig { hosts: vec!["grow.example".to_owned()], ..HttpConfig::default() };
+    serve(config, |server| async move {
+        let own = format!("http://{}", server.address);
+        let link = ("sec-fetch-mode", "navigate");
+        let cases: [(&str, &[(&str, &str)], u16); 11] = [
+            ("/v1/state", &[("origin", &own)], 200),
+            ("/v1/state", &[("origin", "http://evil.example")], 403),
+            ("/v1/state", &[("origin", "null")], 403),
+            ("/v1/state", &[("sec-fetch-site", "same-origin")], 200),
+            ("/v1/state", &[("sec-fetch-site", "none")], 200),
+            ("/v1/events", &[("sec-fetch-site", "cross-site")], 403),
+            ("/v1/state", &[("sec-fetch-site", "same-site")], 403),
+            ("/", &[("sec-fetch-site", "cross-site"), link], 200),
+            ("/v1/state", &[("sec-fetch-site", "cross-site"), link], 403),
+            ("/livez", &[("host", "rebound.example:9100")], 421),
+            ("/livez", &[("host", "grow.example:9100")], 200),
+        ];
+        for (path, headers, status) in cases {
+            let answer = ask(server.address, "GET", path, headers).await;
+            assert_eq!(answer.status, status, "{path} {headers:?}");
+        }
+        for host in ["localhost", "localhost:1", "[::1]:9100", "127.0.0.1"] {
+            let answer = ask(server.address, "GET", "/livez", &[("host", host)]).await;
+            assert_eq!(answer.status, 200, "{host}");
+        }
+    })
+    .await;
+}
+
+#[test]
+fn a_weak_token_is_refused_and_none_is_shown() {
+    assert!(Token::new("short").is_err());
+    let token = Token::new("an-unlikely-word-123").unwrap();
+    assert!(!format!("{token:?}").contains("unlikely"));
+}
