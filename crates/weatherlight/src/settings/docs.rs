@@ -116,3 +116,36 @@ fn sections() -> Vec<&'static str> {
 fn rows(section: &str) -> impl Iterator<Item = &'static Definition> {
     DEFINITIONS.iter().filter(move |row| row.section == section)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[track_caller]
+    fn is_fresh(path: &str, expected: &str) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let found = std::fs::read_to_string(root.join(path)).unwrap_or_default();
+        assert!(found == expected, "{path} is stale; run `cargo run -- config docs --write`");
+    }
+
+    #[test]
+    fn the_manual_is_fresh() {
+        is_fresh("docs/settings.md", &manual());
+    }
+
+    #[test]
+    fn the_example_is_fresh() {
+        is_fresh(".env.example", &env_example());
+    }
+
+    #[test]
+    fn the_schema_has_every_key() {
+        let schema = schema();
+        for row in DEFINITIONS {
+            let (table, key) = row.key.split_once('.').unwrap();
+            let found = &schema["properties"][table]["properties"][key]["description"];
+            assert!(found.is_string(), "{}", row.key);
+        }
+    }
+}
