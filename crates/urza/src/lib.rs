@@ -9,6 +9,7 @@
 //! answering "not found" when the store did not answer, and a path that comes out of the catalogue
 //! (a file's place follows from its digest).
 
+mod answer;
 mod cache;
 mod catalogue;
 mod config;
@@ -17,16 +18,21 @@ mod error;
 mod files;
 mod job;
 mod library;
+mod maintenance;
 mod metrics;
+mod prefetch;
 mod prewarm;
 mod record;
 mod verify;
 
+pub use answer::{ARTIFACT_NOT_FOUND, CHECKSUM_MISMATCH, MISSING_ARTIFACT, UNAVAILABLE};
 pub use config::{CatalogueUrl, Config, ConfigFault};
 pub use demand::{BuildAnswer, BuildOrder, Demand, WhyBuild};
 pub use error::{FetchError, LibraryError, Mismatch, OpenError, Remedy, StoreError, StoreFault};
 pub use job::{JobKey, JobKeyError};
 pub use library::Library;
+pub use maintenance::{Maintenance, MaintenanceConfig, Scrubbed};
 pub use metrics::Metrics;
+pub use prefetch::{PrefetchConfig, Prefetcher};
 pub use prewarm::{Prewarm, SAMPLES_MAX, percentile};
 pub use record::{NewArtifact, Page, Record, RecordId, RecordState, Role};

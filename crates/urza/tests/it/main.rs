@@ -1,4 +1,8 @@
 //! Black-box tests of the library and its workers, on real files, SQLite and the embedded bus.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod library;
+mod maintenance;
+mod prefetch;
 mod support;

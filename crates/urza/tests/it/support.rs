@@ -2,12 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use kernel::Digest;
-use leyline::wire::BlueprintTier;
+use leyline::Message;
+use leyline::sign::{Keyring, Secret};
+use leyline::time::{now_unix_ms, timestamp};
+use leyline::wire::{
+    BlueprintTier, KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, MessagePriority,
+};
+use oona::{Bus, Consumer, ConsumerSpec, Heartbeat, LogChoice, Stream};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
-use urza::{Config, JobKey, Library, Metrics, NewArtifact, Prewarm, Role};
+use tokio_util::sync::CancellationToken;
+use urza::{
+    Config, Demand, JobKey, Library, Metrics, NewArtifact, PrefetchConfig, Prefetcher, Prewarm,
+    Role,
+};
 
 pub struct Fixture {
     pub library: Library,
@@ -59,5 +70,96 @@ pub fn artifact(blueprint: &str, bytes: &[u8]) -> NewArtifact {
         prewarm: Prewarm::new("this machine", [1.0, 2.0, 3.0, 4.0]),
         strategy: "standard".to_owned(),
         tier: BlueprintTier::Safe,
+    }
+}
+
+/// A bus on an embedded log of its own, the prefetch worker on it, and a trainer that asks.
+pub struct Service {
+    pub fixture: Fixture,
+    pub bus: Bus,
+    pub config: PrefetchConfig,
+    ready: Consumer,
+    errors: Consumer,
+}
+
+pub async fn service() -> Service {
+    let fixture = fixture().await;
+    let path = fixture.dir.path().join("log.redb");
+    let config = oona::Config { log: LogChoice::Embedded { path }, ..oona::Config::default() };
+    let keyring = Keyring::new(&Secret::new("a secret of some length"), None);
+    let bus = Bus::open(config, keyring, oona::Metrics::detached()).await.unwrap();
+    bus.ensure_groups(&[
+        (Stream::KernelRequests, "weatherlight"),
+        (Stream::KernelReady, "trainer"),
+        (Stream::KernelErrors, "trainer"),
+    ])
+    .await
+    .unwrap();
+    let ready = bus.consumer(ConsumerSpec::new(Stream::KernelReady, "trainer"));
+    let errors = bus.consumer(ConsumerSpec::new(Stream::KernelErrors, "trainer"));
+    let config =
+        PrefetchConfig { build_wait: Duration::from_secs(10), ..PrefetchConfig::default() };
+    Service { fixture, bus, config, ready, errors }
+}
+
+impl Service {
+    /// Runs the worker beside `client`, then stops it; it must end by itself.
+    pub async fn serve<T>(
+        &mut self,
+        demand: Demand,
+        client: impl AsyncFnOnce(&mut Self) -> T,
+    ) -> T {
+        let worker = Prefetcher {
+            bus: self.bus.clone(),
+            library: self.fixture.library.clone(),
+            demand,
+            config: self.config.clone(),
+            metrics: self.fixture.metrics.clone(),
+            heartbeat: Heartbeat::detached(),
+        };
+        let stop = CancellationToken::new();
+        let client = async {
+            let outcome = client(self).await;
+            stop.cancel();
+            outcome
+        };
+        let both = async { tokio::join!(worker.run(stop.clone()), client) };
+        let (ended, outcome) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
+        ended.unwrap();
+        outcome
+    }
+
+    pub async fn ask(&self, request: &str, blueprint: &str) {
+        let message = Message::PrefetchRequest(KernelPrefetchRequest {
+            request_id: request.to_owned(),
+            blueprint_id: blueprint.to_owned(),
+            training_run_id: "run".to_owned(),
+            issued_at: Some(timestamp(now_unix_ms())),
+        });
+        self.publish(Stream::KernelRequests, &message).await;
+    }
+
+    pub async fn publish(&self, stream: Stream, message: &Message) {
+        let outcome =
+            self.bus.publish(stream, MessagePriority::Normal, "test", message).await.unwrap();
+        assert!(outcome.is_sent());
+    }
+
+    pub async fn ready(&mut self) -> KernelArtifactReady {
+        let delivery = self.ready.recv().await.unwrap();
+        let Message::PrefetchReady(ready) = delivery.message.clone() else {
+            panic!("{delivery:?}")
+        };
+        delivery.ack().await.unwrap();
+        ready
+    }
+
+    pub async fn error(&mut self) -> KernelArtifactError {
+        let delivery = self.errors.recv().await.unwrap();
+        let Message::PrefetchError(error) = delivery.message.clone() else {
+            panic!("{delivery:?}")
+        };
+        delivery.ack().await.unwrap();
+        error
     }
 }

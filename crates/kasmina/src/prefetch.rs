@@ -1,0 +1,344 @@
+//! The prefetch coordinator: has kernels fetched for the seeds of one trainer.
+//!
+//! It stands between the training thread, which never waits for it, and the bus. Orders come in by
+//! a bounded queue, results go back by another; a pending table joins requests and answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use leyline::Message;
+use leyline::ids::{BlueprintId, RequestId, RunId};
+use leyline::time::{now_unix_ms, timestamp};
+use leyline::wire::{KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, MessagePriority};
+use oona::{Bus, BusError, Heartbeat, Stream};
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::fetch::{FetchFailure, FetchOrder, Fetched, FetchedKernel, ORDERS_MAX, RESULTS_MAX};
+use crate::metrics::{FetchOutcome, Ignored, Metrics};
+use crate::open::{self, Promise};
+use crate::pending::{Match, Patience, Table, Verdict};
+use crate::replies::{Answer, REPLIES_MAX, Reply};
+use crate::telemetry::SOURCE;
+
+/// Settings of the coordinator. Defaults stand beside each field.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PrefetchConfig {
+    /// How long and how often a kernel is asked for.
+    pub patience: Patience,
+}
+
+/// How long publishing one request may take.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long opening and hashing one artifact may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The training thread's end.
+#[derive(Debug)]
+pub struct TrainerEnd {
+    /// For [`crate::Parts::orders`].
+    pub orders: mpsc::Sender<FetchOrder>,
+    /// Results; look with `try_recv` at every step and pass them to
+    /// [`crate::SeedManager::on_fetched`].
+    pub results: mpsc::Receiver<Fetched>,
+}
+
+/// What the coordinator works on. It outlives a run of the worker, so that a restart loses nothing
+/// but what was being opened. Cheap to clone; one run at a time holds it.
+#[derive(Debug, Clone)]
+pub struct PrefetchDesk {
+    state: Arc<Mutex<State>>,
+    replies: mpsc::Sender<Reply>,
+}
+
+#[derive(Debug)]
+struct State {
+    orders: mpsc::Receiver<FetchOrder>,
+    replies: mpsc::Receiver<Reply>,
+    results: mpsc::Sender<Fetched>,
+    table: Table,
+}
+
+impl PrefetchDesk {
+    /// A desk, and the training thread's end of it.
+    pub fn new(config: PrefetchConfig) -> (Self, TrainerEnd) {
+        let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+        let (answers, results) = mpsc::channel(RESULTS_MAX);
+        let (replies, replied) = mpsc::channel(REPLIES_MAX);
+        let state = State {
+            orders: ordered,
+            replies: replied,
+            results: answers,
+            table: Table::new(config.patience),
+        };
+        let desk = Self { state: Arc::new(Mutex::new(state)), replies };
+        (desk, TrainerEnd { orders, results })
+    }
+
+    /// Where [`crate::ReadyConsumer`] and [`crate::ErrorConsumer`] hand their answers.
+    pub fn replies(&self) -> mpsc::Sender<Reply> {
+        self.replies.clone()
+    }
+}
+
+/// The coordinator's worker.
+#[derive(Debug)]
+pub struct Prefetch {
+    /// Where requests go.
+    pub bus: Bus,
+    /// The training run, named in every request.
+    pub run: RunId,
+    /// What it works on.
+    pub desk: PrefetchDesk,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Sign of life.
+    pub heartbeat: Heartbeat,
+}
+
+enum Event {
+    Stop,
+    Ordered(FetchOrder),
+    Replied(Reply),
+    Progress(Progress),
+    Tick,
+}
+
+/// What came out of something started earlier.
+enum Progress {
+    Published(RequestId, bool),
+    Opened(RequestId, Result<FetchedKernel, FetchFailure>, oneshot::Sender<()>),
+}
+
+type Started = FuturesUnordered<BoxFuture<'static, Progress>>;
+
+impl Prefetch {
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// None so far; a bus that fails shows as fetches that fail.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), BusError> {
+        let state = Arc::clone(&self.desk.state);
+        // Free unless the run before has not quite ended.
+        let mut state = tokio::select! {
+            state = self.heartbeat.during("taking over", state.lock()) => state,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let mut started = Started::new();
+        // What was being opened when the run before ended is asked for again.
+        state.table.restart(Instant::now());
+        loop {
+            self.heartbeat.beat("coordinating");
+            match next_event(&mut state, &mut started, &stop).await {
+                Event::Stop => return Ok(()),
+                Event::Ordered(order) => state.table.record(order, Instant::now()),
+                Event::Replied(reply) => self.replied(&mut state, &started, reply),
+                Event::Progress(progress) => self.progressed(&mut state, progress),
+                Event::Tick => {}
+            }
+            self.ask_and_give_up(&mut state, &started);
+            self.metrics.fetch_pending.set(state.table.len() as i64);
+        }
+    }
+
+    /// Sends what is due, and deals with what is overdue.
+    fn ask_and_give_up(&self, state: &mut State, started: &Started) {
+        let now = Instant::now();
+        for request in state.table.overdue(now) {
+            self.failed(state, &request, FetchFailure::TimedOut);
+        }
+        for order in state.table.take_due(now) {
+            let (bus, run) = (self.bus.clone(), self.run.clone());
+            started.push(Box::pin(async move {
+                let sent = publish(&bus, &run, &order).await;
+                Progress::Published(order.request, sent)
+            }));
+        }
+    }
+
+    fn replied(&self, state: &mut State, started: &Started, reply: Reply) {
+        match reply.answer {
+            Answer::Ready(ready) => self.ready(state, started, ready, reply.done),
+            Answer::Error(error) => self.error(state, &error, reply.done),
+        }
+    }
+
+    fn error(&self, state: &mut State, error: &KernelArtifactError, done: oneshot::Sender<()>) {
+        let request = RequestId::new(error.request_id.clone());
+        if self.is_awaited(state, &request, &error.blueprint_id) {
+            self.failed(state, &request, FetchFailure::from_reason(&error.reason));
+        }
+        // The consumer may have given up meanwhile; the answer then comes again, as a foreign one.
+        let _ = done.send(());
+    }
+
+    fn ready(
+        &self,
+        state: &mut State,
+        started: &Started,
+        ready: KernelArtifactReady,
+        done: oneshot::Sender<()>,
+    ) {
+        let request = RequestId::new(ready.request_id.clone());
+        if !self.is_awaited(state, &request, &ready.blueprint_id) {
+            let _ = done.send(());
+            return;
+        }
+        let Some((order, ordered)) = state.table.opening(&request) else { return };
+        started.push(Box::pin(async move {
+            let result = open_for(order, ready, ordered).await;
+            Progress::Opened(request, result, done)
+        }));
+    }
+
+    fn is_awaited(&self, state: &State, request: &RequestId, blueprint: &str) -> bool {
+        match state.table.matches(request, &BlueprintId::new(blueprint)) {
+            Match::Awaited => true,
+            Match::Foreign => {
+                self.metrics.ignored(Ignored::Foreign);
+                false
+            }
+            Match::WrongBlueprint => {
+                // Waiting goes on: a wrong answer must not be able to end a fetch.
+                tracing::warn!(%request, blueprint, "answer is about another blueprint, ignored");
+                self.metrics.ignored(Ignored::Other);
+                false
+            }
+        }
+    }
+
+    fn progressed(&self, state: &mut State, progress: Progress) {
+        match progress {
+            Progress::Published(_, true) => {}
+            Progress::Published(request, false) => {
+                self.failed(state, &request, FetchFailure::PublishRefused);
+            }
+            Progress::Opened(request, Ok(kernel), done) => {
+                if let Some(order) = state.table.finish(&request) {
+                    self.metrics.fetched(FetchOutcome::Ready);
+                    self.metrics.fetch_seconds.observe(kernel.latency.as_secs_f64());
+                    self.metrics.fetch_last_ms.set(kernel.latency.as_secs_f64() * 1e3);
+                    self.deliver(state, order, Ok(kernel));
+                }
+                let _ = done.send(());
+            }
+            Progress::Opened(request, Err(failure), done) => {
+                tracing::warn!(%request, %failure, "announced kernel not usable");
+                self.failed(state, &request, failure);
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn failed(&self, state: &mut State, request: &RequestId, failure: FetchFailure) {
+        match state.table.failed(request, failure, Instant::now()) {
+            Verdict::Unknown => {}
+            Verdict::Again => {
+                self.metrics.fetch_retries.inc();
+            }
+            Verdict::Over(order, failure) => {
+                self.metrics.fetched(outcome(&failure));
+                tracing::warn!(seed = %order.seed, blueprint = %order.blueprint, %failure, "kernel not fetched");
+                self.deliver(state, order, Err(failure));
+            }
+        }
+    }
+
+    /// Puts a result where the training thread finds it. It holds more than a seed each; should it
+    /// be full all the same, the seed manager's own deadline ends the wait.
+    fn deliver(&self, state: &State, order: FetchOrder, result: Result<FetchedKernel, FetchFailure>) {
+        let fetched = Fetched { request: order.request, seed: order.seed, result };
+        if state.results.try_send(fetched).is_err() {
+            self.metrics.results_undelivered.inc();
+            tracing::warn!("training thread does not take results, one dropped");
+        }
+    }
+}
+
+/// Waits for the next event. Only receives, so losing the race loses nothing.
+async fn next_event(
+    state: &mut MutexGuard<'_, State>,
+    started: &mut Started,
+    stop: &CancellationToken,
+) -> Event {
+    let latest = Instant::now() + Heartbeat::INTERVAL;
+    let wake = state.table.next_deadline().map_or(latest, |deadline| deadline.min(latest));
+    let State { orders, replies, .. } = &mut **state;
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Event::Stop,
+        Some(progress) = started.next() => Event::Progress(progress),
+        Some(reply) = replies.recv() => Event::Replied(reply),
+        Some(order) = orders.recv() => Event::Ordered(order),
+        () = tokio::time::sleep_until(wake) => Event::Tick,
+    }
+}
+
+/// Publishes one request; false when the bus did not take it.
+async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder) -> bool {
+    let message = Message::PrefetchRequest(KernelPrefetchRequest {
+        request_id: order.request.to_string(),
+        blueprint_id: order.blueprint.to_string(),
+        training_run_id: run.to_string(),
+        issued_at: Some(timestamp(now_unix_ms())),
+    });
+    let publishing = bus.publish(Stream::KernelRequests, MessagePriority::High, SOURCE, &message);
+    match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {
+        Ok(Ok(outcome)) if outcome.is_sent() => true,
+        Ok(Ok(outcome)) => {
+            tracing::warn!(request = %order.request, ?outcome, "request for a kernel refused");
+            false
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(request = %order.request, %error, "request for a kernel not published");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+async fn open_for(
+    order: FetchOrder,
+    ready: KernelArtifactReady,
+    ordered: Instant,
+) -> Result<FetchedKernel, FetchFailure> {
+    let promise = Promise::read(&ready)?;
+    let path = promise.path.clone();
+    let digest = promise.digest;
+    let opening = tokio::task::spawn_blocking(move || open::open(&promise, &order.shape));
+    let failed = |detail: &str| FetchFailure::OpenFailed { detail: detail.to_owned() };
+    let opened = tokio::time::timeout(OPEN_TIMEOUT, opening)
+        .await
+        .map_err(|_| failed("opening took too long"))?
+        .map_err(|_| failed("opening was broken off"))??;
+    Ok(FetchedKernel {
+        blueprint: order.blueprint,
+        digest,
+        path,
+        latency: ordered.elapsed(),
+        prewarm_p50_ms: ready.prewarm_p50_ms,
+        prewarm_p95_ms: ready.prewarm_p95_ms,
+        parameters: opened.parameters,
+    })
+}
+
+const fn outcome(failure: &FetchFailure) -> FetchOutcome {
+    match failure {
+        FetchFailure::TimedOut => FetchOutcome::TimedOut,
+        FetchFailure::GuardMismatch
+        | FetchFailure::IncompatibleSite
+        | FetchFailure::OpenFailed { .. }
+        | FetchFailure::BlueprintMismatch => FetchOutcome::Unfit,
+        FetchFailure::MissingArtifact
+        | FetchFailure::ArtifactNotFound
+        | FetchFailure::ChecksumMismatch
+        | FetchFailure::Unavailable
+        | FetchFailure::Refused(_)
+        | FetchFailure::PublishRefused
+        | FetchFailure::Cancelled => FetchOutcome::Error,
+    }
+}

@@ -1,0 +1,155 @@
+//! The workers that read answers from the bus and hand them to the coordinator.
+//!
+//! Every trainer reads through a group of its own, so it sees all answers and takes none away from
+//! others; whose answer it is, the coordinator knows.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use leyline::Message;
+use leyline::wire::{KernelArtifactError, KernelArtifactReady};
+use oona::{Bus, BusError, ConsumerSpec, Delivery, Heartbeat, Stream};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{Ignored, Metrics};
+
+/// Answers that may wait for the coordinator.
+pub const REPLIES_MAX: usize = 256;
+/// Answers handed over and not yet acknowledged, for one consumer.
+const IN_FLIGHT_MAX: usize = 64;
+/// How long the coordinator may take; opening a large artifact is part of it.
+const HANDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// An answer of the library.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Answer {
+    Ready(KernelArtifactReady),
+    Error(KernelArtifactError),
+}
+
+/// An answer on its way to the coordinator.
+#[derive(Debug)]
+pub struct Reply {
+    pub(crate) answer: Answer,
+    /// Told when the answer has had its effect; the message is acknowledged then, not before.
+    pub(crate) done: oneshot::Sender<()>,
+}
+
+/// Reads `KernelReady`. A catalogue update on that stream is known by its type and let pass.
+#[derive(Debug)]
+pub struct ReadyConsumer {
+    /// Where answers come from.
+    pub bus: Bus,
+    /// This trainer's own group.
+    pub group: String,
+    /// Where they go.
+    pub replies: mpsc::Sender<Reply>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Sign of life.
+    pub heartbeat: Heartbeat,
+}
+
+impl ReadyConsumer {
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// [`BusError`] when the bus has failed for good.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), BusError> {
+        let spec = ConsumerSpec::new(Stream::KernelReady, self.group);
+        forward(&self.bus, spec, &self.replies, &self.metrics, &self.heartbeat, &stop).await
+    }
+}
+
+/// Reads `KernelErrors`.
+#[derive(Debug)]
+pub struct ErrorConsumer {
+    /// Where answers come from.
+    pub bus: Bus,
+    /// This trainer's own group.
+    pub group: String,
+    /// Where they go.
+    pub replies: mpsc::Sender<Reply>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Sign of life.
+    pub heartbeat: Heartbeat,
+}
+
+impl ErrorConsumer {
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// [`BusError`] when the bus has failed for good.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), BusError> {
+        let spec = ConsumerSpec::new(Stream::KernelErrors, self.group);
+        forward(&self.bus, spec, &self.replies, &self.metrics, &self.heartbeat, &stop).await
+    }
+}
+
+enum Event {
+    Stop,
+    Came(Delivery),
+    Settled,
+    Tick,
+}
+
+async fn forward(
+    bus: &Bus,
+    spec: ConsumerSpec,
+    replies: &mpsc::Sender<Reply>,
+    metrics: &Metrics,
+    heartbeat: &Heartbeat,
+    stop: &CancellationToken,
+) -> Result<(), BusError> {
+    let mut consumer = bus.consumer(spec);
+    let mut in_flight = FuturesUnordered::new();
+    loop {
+        heartbeat.beat("receiving");
+        let has_room = in_flight.len() < IN_FLIGHT_MAX;
+        let event = tokio::select! {
+            biased;
+            () = stop.cancelled() => Event::Stop,
+            Some(()) = in_flight.next() => Event::Settled,
+            delivery = consumer.recv(), if has_room => Event::Came(delivery?),
+            () = tokio::time::sleep(Heartbeat::INTERVAL) => Event::Tick,
+        };
+        match event {
+            // What is in flight stays unacknowledged and comes again; answers may come twice.
+            Event::Stop => return Ok(()),
+            Event::Came(delivery) => in_flight.push(hand_over(delivery, replies, metrics)),
+            Event::Settled | Event::Tick => {}
+        }
+    }
+}
+
+/// Hands one answer over and acknowledges it once it has had its effect.
+async fn hand_over(delivery: Delivery, replies: &mpsc::Sender<Reply>, metrics: &Metrics) {
+    let answer = match &delivery.message {
+        Message::PrefetchReady(ready) => Answer::Ready(ready.clone()),
+        Message::PrefetchError(error) => Answer::Error(error.clone()),
+        Message::CatalogUpdate(_) => return ignore(delivery, metrics, Ignored::CatalogUpdate).await,
+        _ => return ignore(delivery, metrics, Ignored::Other).await,
+    };
+    let (done, effect) = oneshot::channel();
+    let handled = async {
+        replies.send(Reply { answer, done }).await.is_ok() && effect.await.is_ok()
+    };
+    match tokio::time::timeout(HANDLE_TIMEOUT, handled).await {
+        Ok(true) => settle(delivery.ack().await),
+        Ok(false) | Err(_) => settle(delivery.fail("the coordinator did not take the answer").await),
+    }
+}
+
+async fn ignore(delivery: Delivery, metrics: &Metrics, reason: Ignored) {
+    metrics.ignored(reason);
+    settle(delivery.ack().await);
+}
+
+fn settle(outcome: Result<(), BusError>) {
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "settling an answer not confirmed, the bus goes on trying");
+    }
+}

@@ -1,0 +1,137 @@
+//! The maintenance worker: scrubs artifacts, expires the cache, removes abandoned files.
+
+use std::time::Duration;
+
+use oona::Heartbeat;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::answer::replace;
+use crate::demand::Demand;
+use crate::error::{LibraryError, Remedy};
+use crate::library::Library;
+use crate::record::{Page, Record, RecordState};
+
+/// Settings of the maintenance worker. Defaults stand beside each field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaintenanceConfig {
+    /// 60 s between two rounds of expiry and clearing away.
+    pub tidy_interval: Duration,
+    /// 1 h between two scrubs. A scrub reads every artifact once, one after the other.
+    pub scrub_interval: Duration,
+    /// 1 h: a temporary file older than this belongs to no running writer.
+    pub orphan_age: Duration,
+}
+
+impl Default for MaintenanceConfig {
+    fn default() -> Self {
+        Self {
+            tidy_interval: Duration::from_secs(60),
+            scrub_interval: Duration::from_secs(3600),
+            orphan_age: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Keeps the library sound. Holds nothing that must outlive it.
+#[derive(Debug)]
+pub struct Maintenance {
+    /// The library.
+    pub library: Library,
+    /// Who rebuilds what a scrub found corrupt.
+    pub demand: Demand,
+    /// Settings.
+    pub config: MaintenanceConfig,
+    /// Sign of life.
+    pub heartbeat: Heartbeat,
+}
+
+/// What a scrub found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Artifacts that are what their records say.
+    pub sound: u64,
+    /// Artifacts that were put into quarantine and ordered anew.
+    pub quarantined: u64,
+    /// Artifacts that could not be read this time.
+    pub unreadable: u64,
+}
+
+impl Maintenance {
+    /// Runs until `stop`. Faults are logged and met again in the next round.
+    ///
+    /// # Errors
+    /// None so far; the type is what the boot table expects of every worker.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), LibraryError> {
+        let (mut tidied, mut scrubbed) = (Instant::now(), Instant::now());
+        loop {
+            self.heartbeat.beat("waiting");
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(Heartbeat::INTERVAL) => {}
+            }
+            if tidied.elapsed() >= self.config.tidy_interval {
+                self.tidy().await;
+                tidied = Instant::now();
+            }
+            if scrubbed.elapsed() >= self.config.scrub_interval {
+                if let Err(error) = self.scrub(&stop).await {
+                    tracing::warn!(%error, "scrub broken off");
+                }
+                scrubbed = Instant::now();
+            }
+        }
+    }
+
+    async fn tidy(&self) {
+        let tidying = self.library.tidy(self.config.orphan_age);
+        match self.heartbeat.during("tidying", tidying).await {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "abandoned temporary files removed"),
+            Err(error) => tracing::warn!(%error, "abandoned temporary files not removed"),
+        }
+    }
+
+    /// Hashes every active artifact, newest records last, until done or told to stop.
+    ///
+    /// # Errors
+    /// [`LibraryError`] when the list cannot be read.
+    pub async fn scrub(&self, stop: &CancellationToken) -> Result<Scrubbed, LibraryError> {
+        let mut found = Scrubbed::default();
+        let mut page = Some(Page::FIRST);
+        while let Some(wanted) = page {
+            // Collected first: a page is read to its end before anything is changed.
+            let records = self.library.list(wanted).await?;
+            page = wanted.next(&records);
+            for record in records.iter().filter(|record| record.state == RecordState::Active) {
+                if stop.is_cancelled() {
+                    return Ok(found);
+                }
+                self.scrub_one(record, &mut found).await;
+            }
+        }
+        tracing::info!(
+            sound = found.sound,
+            quarantined = found.quarantined,
+            unreadable = found.unreadable,
+            "artifacts scrubbed"
+        );
+        Ok(found)
+    }
+
+    async fn scrub_one(&self, record: &Record, found: &mut Scrubbed) {
+        // Hashing has a time-out of its own, so beating meanwhile hides nothing.
+        match self.heartbeat.during("scrubbing", self.library.scrub(record)).await {
+            Ok(_) => found.sound += 1,
+            Err(fault) if fault.remedy() == Remedy::Retry => {
+                tracing::warn!(artifact = %record.digest, %fault, "artifact not scrubbed");
+                found.unreadable += 1;
+            }
+            Err(fault) => {
+                replace(&self.library, &self.demand, record, &fault).await;
+                found.quarantined += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The maintenance worker: what a scrub finds, what is cleared away, what is left alone.
+
+use std::fs;
+use std::time::Duration;
+
+use oona::Heartbeat;
+use tokio_util::sync::CancellationToken;
+use urza::{Demand, Maintenance, MaintenanceConfig, Scrubbed, WhyBuild};
+
+use crate::support::{Fixture, artifact, count, fixture};
+
+fn maintenance(f: &Fixture, demand: Demand, config: MaintenanceConfig) -> Maintenance {
+    Maintenance { library: f.library.clone(), demand, config, heartbeat: Heartbeat::detached() }
+}
+
+#[tokio::test]
+async fn a_scrub_finds_what_verification_took_for_granted() {
+    let f = fixture().await;
+    let sound = f.library.store(artifact("BP001", b"sound")).await.unwrap();
+    let rotten = f.library.store(artifact("BP002", b"rotten")).await.unwrap();
+    let gone = f.library.store(artifact("BP003", b"gone")).await.unwrap();
+    for record in [&sound, &rotten, &gone] {
+        f.library.verify(record).await.unwrap();
+    }
+    fs::write(&rotten.path, b"ROTTEN").unwrap();
+    fs::remove_file(&gone.path).unwrap();
+    let (demand, mut orders) = Demand::channel();
+    let worker = maintenance(&f, demand, MaintenanceConfig::default());
+    let found = worker.scrub(&CancellationToken::new()).await.unwrap();
+    assert_eq!(found, Scrubbed { sound: 1, quarantined: 2, unreadable: 0 });
+    for blueprint in ["BP002", "BP003"] {
+        let order = orders.try_recv().unwrap();
+        assert_eq!((order.blueprint.as_str(), order.why), (blueprint, WhyBuild::Rebuild));
+    }
+    assert!(sound.path.exists());
+    let again = worker.scrub(&CancellationToken::new()).await.unwrap();
+    assert_eq!(again, Scrubbed { sound: 1, ..Scrubbed::default() });
+}
+
+#[tokio::test]
+async fn only_abandoned_files_are_cleared_away() {
+    let f = fixture().await;
+    let record = f.library.store(artifact("BP001", b"kept")).await.unwrap();
+    let tmp = f.dir.path().join("artifacts/tmp");
+    let (old, young) = (tmp.join("store-old"), tmp.join("store-young"));
+    fs::write(&young, b"half an artif").unwrap();
+    let abandoned = fs::File::create(&old).unwrap();
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+    abandoned.set_modified(long_ago).unwrap();
+    let config =
+        MaintenanceConfig { tidy_interval: Duration::ZERO, ..MaintenanceConfig::default() };
+    let stop = CancellationToken::new();
+    let gone = async {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while old.exists() {
+            assert!(tokio::time::Instant::now() < deadline);
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+    };
+    let (ended, ()) =
+        tokio::join!(maintenance(&f, Demand::nobody(), config).run(stop.clone()), gone);
+    ended.unwrap();
+    assert_eq!(count(&tmp), 1);
+    assert!(young.exists() && record.path.exists());
+}

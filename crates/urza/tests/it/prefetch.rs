@@ -1,0 +1,265 @@
+//! The prefetch worker on the embedded bus: the decision table, builds that are waited for, and
+//! what happens when the store, the bus or the builder fails.
+
+use std::fs;
+use std::time::Duration;
+
+use leyline::Message;
+use leyline::ids::BlueprintId;
+use leyline::wire::KernelArtifactReady;
+use oona::Stream;
+use urza::{BuildAnswer, Demand, Page, RecordState, WhyBuild};
+
+use crate::support::{artifact, service};
+
+#[tokio::test]
+async fn a_stored_kernel_is_ready_with_digest_guard_and_percentiles() {
+    let mut s = service().await;
+    let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    let ready = s
+        .serve(Demand::nobody(), async |s| {
+            s.ask("r1", "BP001").await;
+            s.ready().await
+        })
+        .await;
+    let expected = KernelArtifactReady {
+        request_id: "r1".to_owned(),
+        blueprint_id: "BP001".to_owned(),
+        artifact_ref: record.path.to_string_lossy().into_owned(),
+        checksum: record.digest.to_hex(),
+        guard_digest: record.guard_digest.to_hex(),
+        prewarm_p50_ms: 2.5,
+        prewarm_p95_ms: 3.85,
+    };
+    assert_eq!(ready, expected);
+    assert_eq!(s.fixture.metric("urza.prefetch.hits"), 1.0);
+    assert_eq!(s.bus.depth(Stream::KernelRequests, "weatherlight").await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_unknown_blueprint_is_missing_at_once() {
+    let mut s = service().await;
+    let error = s
+        .serve(Demand::nobody(), async |s| {
+            s.ask("r1", "BP099").await;
+            s.error().await
+        })
+        .await;
+    assert_eq!((error.request_id.as_str(), error.blueprint_id.as_str()), ("r1", "BP099"));
+    assert_eq!(error.reason, "missing_artifact");
+    assert_eq!(s.fixture.metric("urza.prefetch.misses"), 1.0);
+}
+
+/// Rows 2 and 3 of the decision table; weakness 31: nothing is deleted, and a rebuild is ordered.
+async fn check_broken(break_it: fn(&std::path::Path), reason: &str, quarantined: usize) {
+    let mut s = service().await;
+    let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    break_it(&record.path);
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask("r1", "BP001").await;
+        assert_eq!(s.error().await.reason, reason);
+        let order = orders.recv().await.unwrap();
+        assert_eq!((order.blueprint.as_str(), order.why), ("BP001", WhyBuild::Rebuild));
+        s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+        s.ask("r2", "BP001").await;
+        assert_eq!(s.ready().await.request_id, "r2");
+    })
+    .await;
+    assert_eq!(s.fixture.quarantined(), quarantined);
+    assert_eq!(s.fixture.metric("urza.prefetch.errors"), 1.0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_is_not_found_and_rebuilt() {
+    check_broken(|path| fs::remove_file(path).unwrap(), "artifact_not_found", 0).await;
+}
+
+#[tokio::test]
+async fn a_file_that_changed_is_a_mismatch_and_rebuilt() {
+    check_broken(|path| fs::write(path, b"KERNEL").unwrap(), "checksum_mismatch", 1).await;
+}
+
+#[tokio::test]
+async fn a_request_waits_for_its_build_and_blocks_nobody() {
+    let mut s = service().await;
+    s.fixture.library.store(artifact("BP001", b"here")).await.unwrap();
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask("slow 1", "BP002").await;
+        s.ask("slow 2", "BP002").await;
+        let order = orders.recv().await.unwrap();
+        assert_eq!(order.why, WhyBuild::Missing);
+        for n in 0..100 {
+            s.ask(&format!("fast {n}"), "BP001").await;
+        }
+        for _ in 0..100 {
+            assert!(s.ready().await.request_id.starts_with("fast"));
+        }
+        s.fixture.library.store(artifact("BP002", b"built")).await.unwrap();
+        drop(order.answer.send(BuildAnswer::Built));
+        let mut answered = [s.ready().await.request_id, s.ready().await.request_id];
+        answered.sort();
+        assert_eq!(answered, ["slow 1", "slow 2"]);
+        assert!(orders.try_recv().is_err(), "one order for both");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_build_of_another_process_is_noticed() {
+    let mut s = service().await;
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask("r1", "BP002").await;
+        let _unanswered = orders.recv().await.unwrap();
+        let elsewhere = s.fixture.another_process().await;
+        elsewhere.store(artifact("BP002", b"built")).await.unwrap();
+        assert_eq!(s.ready().await.request_id, "r1");
+    })
+    .await;
+}
+
+async fn check_build_answer(answer: BuildAnswer, reason: &str) {
+    let mut s = service().await;
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask("r1", "BP043").await;
+        drop(orders.recv().await.unwrap().answer.send(answer));
+        assert_eq!(s.error().await.reason, reason);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_build_that_does_not_happen_is_answered_at_once() {
+    check_build_answer(BuildAnswer::Unknown, "missing_artifact").await;
+    let reason = "no such operator".to_owned();
+    check_build_answer(BuildAnswer::Failed { reason }, "missing_artifact").await;
+    let reason = "quarantined_blueprint".to_owned();
+    check_build_answer(BuildAnswer::Refused { reason }, "quarantined_blueprint").await;
+}
+
+#[tokio::test]
+async fn waiting_ends_and_a_restarted_builder_is_asked_again() {
+    let mut s = service().await;
+    s.config.build_wait = Duration::from_millis(1500);
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask("r1", "BP002").await;
+        drop(orders.recv().await.unwrap());
+        let _again = orders.recv().await.unwrap();
+        assert_eq!(s.error().await.reason, "missing_artifact");
+    })
+    .await;
+}
+
+/// Weakness 36, cascade 2: an outage of the store culled seeds.
+#[tokio::test]
+async fn an_outage_of_the_store_is_unavailable_not_missing() {
+    let mut s = service().await;
+    s.fixture.library.close().await;
+    s.serve(Demand::nobody(), async |s| {
+        s.ask("r1", "BP001").await;
+        assert_eq!(s.error().await.reason, "unavailable");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_not_answered_before_a_stop_is_answered_after_the_restart() {
+    let mut s = service().await;
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand.clone(), async |s| {
+        s.ask("r1", "BP002").await;
+        orders.recv().await.unwrap();
+    })
+    .await;
+    assert_eq!(s.bus.depth(Stream::KernelRequests, "weatherlight").await.unwrap(), 1);
+    s.fixture.library.store(artifact("BP002", b"built")).await.unwrap();
+    let ready = s.serve(demand, async |s| s.ready().await).await;
+    assert_eq!(ready.request_id, "r1");
+}
+
+#[tokio::test]
+async fn the_same_request_twice_gets_the_same_answer() {
+    let mut s = service().await;
+    s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    let (first, second) = s
+        .serve(Demand::nobody(), async |s| {
+            s.ask("r1", "BP001").await;
+            let first = s.ready().await;
+            s.ask("r1", "BP001").await;
+            (first, s.ready().await)
+        })
+        .await;
+    assert_eq!(first, second);
+}
+
+/// Cascade 5: recompiling while requests are served must never give an error.
+#[tokio::test]
+async fn recompiling_during_fetches_gives_no_error() {
+    let mut s = service().await;
+    s.fixture.library.store(artifact("BP001", b"kernel 0")).await.unwrap();
+    s.serve(Demand::nobody(), async |s| {
+        for round in 1..20 {
+            for n in 0..5 {
+                s.ask(&format!("{round}/{n}"), "BP001").await;
+            }
+            let mut new = artifact("BP001", format!("kernel {round}").as_bytes());
+            new.job.engine = round.to_string();
+            s.fixture.library.store(new).await.unwrap();
+            for _ in 0..5 {
+                s.ready().await;
+            }
+        }
+    })
+    .await;
+    assert_eq!(s.fixture.metric("urza.prefetch.errors"), 0.0);
+    let records = s.fixture.library.list(Page::FIRST).await.unwrap();
+    assert_eq!(records.len(), 20);
+    assert!(records.iter().all(|record| record.state == RecordState::Active));
+}
+
+#[tokio::test]
+async fn the_library_tells_blueprints_apart() {
+    let mut s = service().await;
+    let mut expected = Vec::new();
+    for n in 1..=8 {
+        let id = format!("BP00{n}");
+        let record = s.fixture.library.store(artifact(&id, id.as_bytes())).await.unwrap();
+        expected.push((BlueprintId::new(id), record.digest.to_hex()));
+    }
+    let mut answers = s
+        .serve(Demand::nobody(), async |s| {
+            let mut answers = Vec::new();
+            for (blueprint, _) in &expected {
+                s.ask(blueprint.as_str(), blueprint.as_str()).await;
+            }
+            for _ in &expected {
+                let ready = s.ready().await;
+                assert_eq!(ready.request_id, ready.blueprint_id);
+                answers.push((BlueprintId::new(ready.blueprint_id), ready.checksum));
+            }
+            answers
+        })
+        .await;
+    answers.sort();
+    assert_eq!(answers, expected);
+}
+
+#[tokio::test]
+async fn requests_left_by_others_than_trainers_do_not_stop_the_worker() {
+    let mut s = service().await;
+    s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    s.serve(Demand::nobody(), async |s| {
+        for blueprint in ["", "../../etc/passwd", "BP001'; DROP TABLE records; --"] {
+            s.ask(&format!("odd {blueprint}"), blueprint).await;
+            assert_eq!(s.error().await.reason, "missing_artifact");
+        }
+        s.bus.append_raw(Stream::KernelRequests, &[("init", b"1")]).await.unwrap();
+        s.ask("r1", "BP001").await;
+        assert!(matches!(Message::from(s.ready().await), Message::PrefetchReady(_)));
+    })
+    .await;
+}
