@@ -287,6 +287,18 @@ impl Bus {
         self.0.log.kind()
     }
 
+    /// What the bus has counted, under the dotted names that older programs read in telemetry
+    /// packets: `oona.publish_total`, `oona.queue_depth_normal` and so on.
+    pub fn points(&self) -> Vec<(String, f64)> {
+        let mut points = self.0.metrics.points();
+        for stream in Stream::ALL {
+            #[expect(clippy::cast_precision_loss, reason = "a backlog stays far below 2^52")]
+            let depth = self.0.depths.of(stream).1 as f64;
+            points.push((format!("oona.queue_depth_{stream}"), depth));
+        }
+        points
+    }
+
     /// The settings in force.
     pub fn config(&self) -> &Config {
         &self.0.config

@@ -96,6 +96,14 @@ pub enum BusError {
         /// Scheme of the URL, without the rest.
         scheme: String,
     },
+    /// The server is too old: atomic claims need Redis 7.0.
+    #[error("the server at {log} is Redis {version}; Oona needs 7.0 or later, or any Valkey")]
+    TooOld {
+        /// Address without credentials.
+        log: String,
+        /// What it calls itself.
+        version: String,
+    },
     /// Another process, or another bus in this one, holds the embedded log.
     #[error(
         "the embedded log {path} is in use{}; stop that process, choose another file, or set REDIS_URL to share one log",

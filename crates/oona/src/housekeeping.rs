@@ -104,6 +104,7 @@ impl Bus {
     pub async fn sweep(&self, stream: Stream) -> Result<(), BusError> {
         let name = self.name(stream);
         let groups = self.0.log.groups(name).await?;
+        self.note_depth(stream, &groups);
         for group in &groups {
             self.0.metrics.show_backlog(stream, &group.name, group.pending, group.lag);
             self.remove_dead_consumers(stream, &group.name).await?;

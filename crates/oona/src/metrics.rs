@@ -208,8 +208,8 @@ impl Metrics {
         self.groups_recreated.get_or_create(&StreamLabel { stream }).get()
     }
 
-    /// The same numbers under the dotted names that older programs read, for a telemetry packet.
-    pub fn points(&self) -> Vec<(String, f64)> {
+    /// The same numbers under the dotted names that older programs read.
+    pub(crate) fn points(&self) -> Vec<(String, f64)> {
         #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
         let number = |count: u64| count as f64;
         let all = |count: &dyn Fn(Stream) -> u64| number(Stream::ALL.into_iter().map(count).sum());

@@ -157,7 +157,7 @@ impl Bus {
         Ok((self.0.bands.admit(stream, priority, depth), false))
     }
 
-    fn note_depth(&self, stream: Stream, groups: &[GroupInfo]) -> u64 {
+    pub(crate) fn note_depth(&self, stream: Stream, groups: &[GroupInfo]) -> u64 {
         let group = groups.iter().find(|info| info.name == self.0.config.group);
         let depth = group.map_or(0, GroupInfo::depth);
         self.0.depths.note(stream, depth);

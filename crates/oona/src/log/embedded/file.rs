@@ -12,9 +12,11 @@ pub(super) const STREAMS: TableDefinition<'_, &str, (u16, u64, u64, u64)> =
 /// stream, id (2) -> fields.
 pub(super) const ENTRIES: TableDefinition<'_, (u16, u64, u64), &[u8]> =
     TableDefinition::new("entries");
-/// stream, number -> name, last delivered id (2).
-pub(super) const GROUPS: TableDefinition<'_, (u16, u32), (&str, u64, u64)> =
-    TableDefinition::new("groups");
+/// stream, number -> name.
+pub(super) const GROUPS: TableDefinition<'_, (u16, u32), &str> = TableDefinition::new("groups");
+/// stream, number of the group -> last delivered id (2).
+pub(super) const CURSORS: TableDefinition<'_, (u16, u32), (u64, u64)> =
+    TableDefinition::new("cursors");
 /// stream, group, id (2) -> deliveries, consumer.
 pub(super) const PENDING: TableDefinition<'_, (u16, u32, u64, u64), (u32, &str)> =
     TableDefinition::new("pending");
@@ -37,6 +39,7 @@ pub(super) fn load(db: &Database) -> Result<Core, redb::Error> {
     write.open_table(STREAMS)?;
     write.open_table(ENTRIES)?;
     write.open_table(GROUPS)?;
+    write.open_table(CURSORS)?;
     write.open_table(PENDING)?;
     write.commit()?;
 
@@ -54,11 +57,15 @@ pub(super) fn load(db: &Database) -> Result<Core, redb::Error> {
         core.streams.push(stream);
     }
     let entries = read.open_table(ENTRIES)?;
+    let cursors = read.open_table(CURSORS)?;
     for row in read.open_table(GROUPS)?.iter()? {
         let (place, value) = row?;
         let (stream, number) = place.value();
-        let (name, ms, seq) = value.value();
-        let cursor = id(ms, seq);
+        let name = value.value();
+        let cursor = cursors.get((stream, number))?.map_or(EntryId::ZERO, |at| {
+            let (ms, seq) = at.value();
+            id(ms, seq)
+        });
         let after = key(stream, cursor.next())..=key(stream, EntryId::MAX);
         let behind = u64::try_from(entries.range(after)?.count()).unwrap_or(u64::MAX);
         let Some(stream) = core.streams.get_mut(usize::from(stream)) else { continue };

@@ -17,7 +17,7 @@ mod state;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redb::Database;
@@ -51,6 +51,8 @@ struct Shared {
     /// Claims not yet in the file. Held over look-ups in the file, hence a lock of its own.
     nonces: Mutex<Nonces>,
     places: Semaphore,
+    /// Tells a lingering writer that it must not wait any longer.
+    urgent: Condvar,
     /// What stood in the log when it was opened is delivered carefully; see [`read`].
     backlog_until: u64,
     _lock: lock::Lock,
@@ -118,6 +120,7 @@ impl EmbeddedLog {
             core: Mutex::new(core),
             nonces: Mutex::new(Nonces::new(period_ms)),
             places: Semaphore::new(APPENDS_WAITING_MAX),
+            urgent: Condvar::new(),
             backlog_until: leyline::time::now_unix_ms(),
             _lock: lock,
         })))

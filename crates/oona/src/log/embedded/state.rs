@@ -13,6 +13,9 @@ use tokio::time::Instant;
 use crate::entry::EntryId;
 use crate::error::LogError;
 
+/// Changes that nobody waits for are written at once when there are so many.
+const JOURNAL_LEN_MAX: usize = 1024;
+
 /// Number of a stream in the file.
 pub(super) type StreamNo = u16;
 /// Number of a group in the file, within its stream.
@@ -192,6 +195,11 @@ impl Core {
         let stream = stream.number;
         self.journal.push(Change::Append { stream, id, value });
         id
+    }
+
+    /// Whether the next commit must not wait: somebody waits for it, or much has gathered.
+    pub(super) fn is_urgent(&self) -> bool {
+        !self.tickets.is_empty() || self.journal.len() >= JOURNAL_LEN_MAX
     }
 
     /// A ticket for everything journaled so far.

@@ -3,17 +3,21 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redb::{ReadableDatabase as _, ReadableTable as _, TableHandle as _};
 use tokio::sync::oneshot;
 
-use super::file::{CLAIMS_PREFIX, ClaimsTable, ENTRIES, GROUPS, PENDING, STREAMS, key};
-use super::state::{Change, StreamNo};
+use super::file::{CLAIMS_PREFIX, CURSORS, ClaimsTable, ENTRIES, GROUPS, PENDING, STREAMS, key};
+use super::state::{Change, Core, StreamNo};
 use super::{EmbeddedLog, Shared};
 use crate::entry::EntryId;
 use crate::error::LogError;
 use crate::log::NonceClaim;
+
+/// How long acknowledgements and claims wait for a commit to share; a crash within repeats them.
+const LINGER: Duration = Duration::from_millis(5);
 
 /// What a nonce belongs to.
 pub(super) type Owner = (StreamNo, EntryId);
@@ -22,17 +26,31 @@ pub(super) type Owner = (StreamNo, EntryId);
 #[derive(Debug)]
 pub(super) struct Nonces {
     fresh: HashMap<String, Owner>,
+    /// On their way to the file.
+    leaving: Arc<HashMap<String, Owner>>,
+    /// Up to which period old tables are known to be gone.
+    purged: u64,
     /// Claims live at least one period and at most two.
     period_ms: u64,
 }
 
 impl Nonces {
     pub(super) fn new(period_ms: u64) -> Self {
-        Self { fresh: HashMap::new(), period_ms }
+        Self { fresh: HashMap::new(), leaving: Arc::default(), purged: 0, period_ms }
     }
 
     fn period(&self) -> u64 {
         leyline::time::now_unix_ms() / self.period_ms
+    }
+
+    fn owner(&self, nonce: &str) -> Option<Owner> {
+        self.fresh.get(nonce).or_else(|| self.leaving.get(nonce)).copied()
+    }
+
+    /// Hands the fresh claims to the writer; they are still found here until it is done.
+    fn send_off(&mut self) -> Arc<HashMap<String, Owner>> {
+        self.leaving = Arc::new(std::mem::take(&mut self.fresh));
+        Arc::clone(&self.leaving)
     }
 }
 
@@ -68,8 +86,14 @@ impl Shared {
             let shared = Arc::clone(self);
             // Nobody waits for the thread: it answers by the tickets.
             drop(tokio::task::spawn_blocking(move || shared.write_all()));
+        } else if core.is_urgent() {
+            self.urgent.notify_one();
         }
         Ok(())
+    }
+
+    fn nonces(&self) -> MutexGuard<'_, Nonces> {
+        self.nonces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write_all(&self) {
@@ -80,13 +104,19 @@ impl Shared {
                     core.writing = false;
                     return;
                 }
+                // What nobody waits for shares the next commit that somebody does wait for.
+                if !core.is_urgent() {
+                    let idle = |core: &mut Core| !core.is_urgent();
+                    let waited = self.urgent.wait_timeout_while(core, LINGER, idle);
+                    core = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
                 (std::mem::take(&mut core.journal), std::mem::take(&mut core.tickets))
             };
             // Taken after the changes: an acknowledgement on disk has its claim on disk as well.
-            let claims = self.nonces.lock().unwrap_or_else(PoisonError::into_inner).fresh.clone();
+            let claims = self.nonces().send_off();
             match self.write(&changes, &claims) {
                 Ok(done) => {
-                    self.follow(done, &claims);
+                    self.follow(done);
                     for ticket in tickets {
                         // Whoever stopped waiting does not want the answer.
                         let _ = ticket.send(Ok(()));
@@ -118,6 +148,7 @@ impl Shared {
             let mut streams = write.open_table(STREAMS)?;
             let mut entries = write.open_table(ENTRIES)?;
             let mut groups = write.open_table(GROUPS)?;
+            let mut cursors = write.open_table(CURSORS)?;
             let mut pending = write.open_table(PENDING)?;
             for change in changes {
                 match change {
@@ -125,10 +156,11 @@ impl Shared {
                         streams.insert(name.as_str(), (*stream, 0, 0, 0))?;
                     }
                     Change::NewGroup { stream, group, name } => {
-                        groups.insert((*stream, *group), (name.as_str(), 0, 0))?;
+                        groups.insert((*stream, *group), name.as_str())?;
                     }
                     Change::RemoveGroup { stream, group } => {
                         groups.remove((*stream, *group))?;
+                        cursors.remove((*stream, *group))?;
                         let all = (*stream, *group, 0, 0)..=(*stream, *group, u64::MAX, u64::MAX);
                         pending.retain_in(all, |_, _| false)?;
                     }
@@ -138,11 +170,7 @@ impl Shared {
                         *count = (count.0 + 1, *id);
                     }
                     Change::Cursor { stream, group, at } => {
-                        let place = (*stream, *group);
-                        let name = groups.get(place)?.map(|row| row.value().0.to_owned());
-                        if let Some(name) = name {
-                            groups.insert(place, (name.as_str(), at.ms, at.seq))?;
-                        }
+                        cursors.insert((*stream, *group), (at.ms, at.seq))?;
                     }
                     Change::Delivered { stream, group, id, deliveries, to } => {
                         let place = (*stream, *group, id.ms, id.seq);
@@ -208,13 +236,19 @@ impl Shared {
         if claims.is_empty() {
             return Ok(());
         }
-        let period = self.nonces.lock().unwrap_or_else(PoisonError::into_inner).period();
+        let (period, purged) = {
+            let nonces = self.nonces();
+            (nonces.period(), nonces.purged)
+        };
         let name = format!("{CLAIMS_PREFIX}{period}");
         let mut table = write.open_table(ClaimsTable::new(&name))?;
         for (nonce, (stream, id)) in claims {
             table.insert(nonce.as_str(), key(*stream, *id))?;
         }
         drop(table);
+        if purged == period {
+            return Ok(());
+        }
         let old: Vec<String> = write
             .list_tables()?
             .map(|table| table.name().to_owned())
@@ -223,11 +257,12 @@ impl Shared {
         for name in old {
             write.delete_table(ClaimsTable::new(&name))?;
         }
+        self.nonces().purged = period;
         Ok(())
     }
 
     /// Lets memory follow what is on disk now.
-    fn follow(&self, done: Done, claims: &HashMap<String, Owner>) {
+    fn follow(&self, done: Done) {
         let mut core = self.core();
         for (stream, count) in done.removed {
             let stream = &mut core.streams[usize::from(stream)];
@@ -237,10 +272,7 @@ impl Shared {
             core.became_visible(stream, count, last);
         }
         drop(core);
-        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        for nonce in claims.keys() {
-            nonces.fresh.remove(nonce);
-        }
+        self.nonces().leaving = Arc::default();
     }
 
     /// Claims in memory, looking at the file for older owners.
@@ -250,7 +282,7 @@ impl Shared {
         wanted: Vec<(String, EntryId)>,
     ) -> Result<Vec<NonceClaim>, redb::Error> {
         // Held over the look-ups: a claim is either here or in the file, and never in neither.
-        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nonces = self.nonces();
         let read = self.db.begin_read()?;
         let period = nonces.period();
         let mut tables = Vec::new();
@@ -263,7 +295,7 @@ impl Shared {
         }
         let mut claims = Vec::with_capacity(wanted.len());
         for (nonce, id) in wanted {
-            let mut owner = nonces.fresh.get(&nonce).copied();
+            let mut owner = nonces.owner(&nonce);
             for table in &tables {
                 if owner.is_none() {
                     let row = table.get(nonce.as_str())?.map(|row| row.value());

@@ -64,7 +64,26 @@ impl RedisLog {
             scripts: Scripts::new(),
         }));
         log.now_ms().await?;
+        log.check_version().await?;
         Ok(log)
+    }
+
+    /// A server that does not tell its version (no permission for `INFO`) is given the benefit of
+    /// the doubt: the first command that it does not know says so.
+    async fn check_version(&self) -> Result<(), BusError> {
+        let info = self.ask::<String>("version", false, redis::cmd("INFO").arg("server")).await;
+        let info = match info {
+            Err(LogError::Refused { .. }) => return Ok(()),
+            other => other?,
+        };
+        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
+        let Some(version) = version.map(str::trim) else { return Ok(()) };
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_some_and(|major| major < 7) {
+            let version = version.to_owned();
+            return Err(BusError::TooOld { log: self.0.address.clone(), version });
+        }
+        Ok(())
     }
 
     pub(crate) async fn append(
