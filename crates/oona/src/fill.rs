@@ -23,6 +23,8 @@ const TICK_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause after a failure of the log.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// An outage is reported when it begins, and then this often.
+const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// A batch of large entries is checked in steps of this many bytes, others run between.
 const CHECK_BYTES: usize = 1 << 20;
 /// One reason on one consumer is logged at most this often.
@@ -64,6 +66,8 @@ pub(crate) struct Filler {
     ensured: bool,
     next_tick: Instant,
     pause: Duration,
+    /// When the outage that lasts was last reported.
+    outage_logged: Option<Instant>,
     batch: Option<Batch>,
     samples: [Sample; Refusal::ALL.len()],
 }
@@ -87,6 +91,7 @@ impl Filler {
             ensured: false,
             next_tick: Instant::now(),
             pause: PAUSE_MIN,
+            outage_logged: None,
             batch: None,
             samples: Default::default(),
         }
@@ -326,6 +331,9 @@ impl Filler {
     }
 
     fn recovered(&mut self) {
+        if self.outage_logged.take().is_some() {
+            tracing::info!(stream = %self.post.stream, "the log answers again");
+        }
         self.pause = PAUSE_MIN;
         self.breaker.succeeded();
         self.show_breaker();
@@ -350,7 +358,8 @@ impl Filler {
 
     async fn wait_out(&mut self, error: &LogError) {
         let post = Arc::clone(&self.post);
-        if self.pause == PAUSE_MIN {
+        if self.outage_logged.is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL) {
+            self.outage_logged = Some(Instant::now());
             tracing::warn!(stream = %post.stream, %error, "the log does not answer, retrying");
         }
         post.metrics.count_log_failure();

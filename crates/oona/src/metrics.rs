@@ -185,7 +185,26 @@ impl Metrics {
             m.delivery_seconds,
         );
         registry.register("oona_handler_seconds", "Time in the handler", m.handler_seconds);
+        metrics.start_at_zero();
         metrics
+    }
+
+    /// What an alert watches is there from the start: a counter that appears at 1 has no increase.
+    fn start_at_zero(&self) {
+        for stream in Stream::ALL {
+            let label = StreamLabel { stream };
+            for family in [
+                &self.retries,
+                &self.dead_letter,
+                &self.groups_recreated,
+                &self.trimmed,
+                &self.trimmed_unread,
+            ] {
+                drop(family.get_or_create(&label));
+            }
+        }
+        self.show_breaker(BreakerName::Publish, Position::Closed);
+        self.show_breaker(BreakerName::PublishUrgent, Position::Closed);
     }
 
     /// Metrics that nobody reads, for tests and one-shot commands.

@@ -7,6 +7,7 @@ mod checks;
 mod delivery;
 mod embedded;
 mod groups;
+mod names;
 mod redis;
 mod redis_server;
 mod rig;
