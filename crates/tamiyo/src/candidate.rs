@@ -1,102 +1,140 @@
-//! Which blueprints may be proposed for a slot, and how they rank.
+//! Which slot to grow, and what on it. Pure scoring; ties go to the smaller id.
 
-use karn::{Blueprint, SafetySheet, Site};
-use leyline::ids::BlueprintId;
+use karn::Blueprint;
+use leyline::Stage;
+use leyline::ids::{BlueprintId, SeedId};
+use leyline::wire::{SeedState, SystemStatePacket};
 
-use crate::weights::Weights;
+use crate::context::{Candidates, Context};
+use crate::memory::RunMemory;
+use crate::signals::ACTIVATION_VARIANCE;
+use crate::weights::{CANDIDATE_FEATURES, SLOT_FEATURES, Weights};
 
-/// A blueprint that can be built for a slot, with what its score depends on.
+/// What is to be grown where, and why it rather than another.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Candidate {
+pub struct Choice {
+    /// The slot.
+    pub seed: SeedId,
+    /// The slot's position in the packet.
+    pub seed_index: usize,
+    /// The slot's score.
+    pub seed_score: f32,
     /// The blueprint.
     pub blueprint: &'static Blueprint,
-    /// Its place in the catalogue, which is its place among the policy's weights.
-    pub index: usize,
-    /// Its safety sheet; the sheet's risk stands in for the record's.
-    pub sheet: SafetySheet,
-    /// Numbers an optimiser can change in its graph for this site.
-    pub trainable: usize,
+    /// The blueprint's score.
+    pub blueprint_score: f32,
 }
 
-impl Candidate {
-    /// Every blueprint that karn can build for this site with its parameters at their midpoints.
-    /// What may not be grafted is not filtered here: the risk rules decide, and say so.
-    pub fn for_site(site: &Site) -> Vec<Self> {
-        let catalogue = karn::catalogue().iter().enumerate();
-        catalogue
-            .filter_map(|(index, blueprint)| {
-                let graph = karn::build(blueprint, &blueprint.midpoints(), site).ok()?;
-                let trainable = graph.trainable().collect::<std::collections::BTreeSet<_>>();
-                let trainable = graph
-                    .parameters()
-                    .filter(|(name, _)| trainable.contains(name))
-                    .map(|(_, shape)| shape.iter().product::<usize>())
-                    .sum();
-                let sheet = karn::safety_sheet(blueprint);
-                Some(Self { blueprint, index, sheet, trainable })
-            })
-            .collect()
-    }
-
-    /// The published candidate score: `max(0, (1 - risk) + 0.05 stage + 0.02 parameters)`.
-    pub fn base_score(&self) -> f32 {
-        let declared = self.blueprint.parameters().len() as f32;
-        ((1.0 - self.sheet.risk) + 0.05 * self.blueprint.stage() as f32 + 0.02 * declared).max(0.0)
-    }
-
-    /// The base score as the policy weighs it, plus what the policy knows of this blueprint.
-    pub fn score(&self, weights: &Weights) -> f32 {
-        let capacity = (1.0 + self.trainable as f32).ln();
-        weights.base * self.base_score()
-            + weights.capacity * capacity
-            + weights.prior.get(self.index).copied().unwrap_or(0.0)
-    }
+/// Why nothing can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoChoice {
+    /// No slot is dormant.
+    NoSlot,
+    /// Nothing is left for any dormant slot.
+    NoBlueprint,
 }
 
-/// The best of the candidates that `allowed` admits; of equals the first in the catalogue.
-pub fn best<'a>(
-    candidates: &'a [Candidate],
+/// Chooses among the dormant slots and, for each, among the blueprints that may be grafted, can be
+/// had, and were not culled there.
+pub(crate) fn choose(
+    state: &SystemStatePacket,
+    run: &RunMemory,
+    context: &Context,
     weights: &Weights,
-    allowed: impl Fn(&BlueprintId) -> bool,
-) -> Option<&'a Candidate> {
-    let mut best: Option<(&Candidate, f32)> = None;
-    for candidate in candidates.iter().filter(|candidate| allowed(candidate.blueprint.id())) {
-        let score = candidate.score(weights);
-        if best.is_none_or(|(_, other)| score > other) {
-            best = Some((candidate, score));
+) -> Result<Choice, NoChoice> {
+    let dormant = |seed: &SeedState| Stage::try_from(seed.stage) == Ok(Stage::Dormant);
+    let mut best: Option<Choice> = None;
+    let mut none = NoChoice::NoSlot;
+    for (seed_index, seed) in state.seed_states.iter().enumerate().filter(|(_, s)| dormant(s)) {
+        none = NoChoice::NoBlueprint;
+        let id = SeedId::from(seed.seed_id.as_str());
+        let Some((blueprint, blueprint_score)) = blueprint_for(&id, run, context, weights) else {
+            continue;
+        };
+        let culls = run.slots.get(&id).map_or(0, |slot| slot.culled.len());
+        let seed_score = dot(&weights.slot, &slot_features(seed, culls, deepest(state)));
+        let better = best.as_ref().is_none_or(|best| {
+            seed_score > best.seed_score || seed_score == best.seed_score && id < best.seed
+        });
+        if better {
+            let seed = id;
+            best = Some(Choice { seed, seed_index, seed_score, blueprint, blueprint_score });
         }
     }
-    best.map(|(candidate, _)| candidate)
+    best.ok_or(none)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn candidates() -> Vec<Candidate> {
-        Candidate::for_site(&Site::Vector { features: 32 })
+fn blueprint_for(
+    slot: &SeedId,
+    run: &RunMemory,
+    context: &Context,
+    weights: &Weights,
+) -> Option<(&'static Blueprint, f32)> {
+    let culled = |id: &BlueprintId| {
+        run.slots.get(slot).is_some_and(|memory| memory.culled.contains(id))
+            || context.culled.iter().any(|(seed, blueprint)| seed == slot && blueprint == id)
+    };
+    let mut best: Option<(&'static Blueprint, f32)> = None;
+    for (index, blueprint) in karn::catalogue().iter().enumerate() {
+        let id = blueprint.id();
+        let Some(preference) = preference(&context.candidates, slot, id) else { continue };
+        if !blueprint.graftable() || culled(id) {
+            continue;
+        }
+        let features = candidate_features(blueprint, preference);
+        // The published formula is never negative; the bias is ours and may be.
+        let score = dot(&weights.candidate, &features).max(0.0)
+            + weights.blueprint_bias.get(index).copied().unwrap_or(0.0);
+        if best.is_none_or(|(_, found)| score > found) {
+            best = Some((blueprint, score));
+        }
     }
+    best
+}
 
-    #[test]
-    fn the_published_formula_ranks_the_identity_first() {
-        let all = candidates();
-        let identity = all.iter().find(|one| one.blueprint.id().as_str() == "BP001").unwrap();
-        assert_eq!(identity.base_score(), 1.0);
-        assert_eq!(identity.trainable, 0);
-    }
+/// How much the trainer prefers a blueprint on a slot: 1 for the first of its list, falling evenly;
+/// `None` for one that cannot be had there.
+fn preference(candidates: &Candidates, slot: &SeedId, id: &BlueprintId) -> Option<f32> {
+    let list = match candidates {
+        Candidates::Any => return Some(0.0),
+        Candidates::Listed(list) => list,
+        Candidates::BySlot(lists) => lists.get(slot)?,
+        Candidates::Late => return None,
+    };
+    let rank = list.iter().position(|listed| listed == id)?;
+    Some(1.0 - rank as f32 / list.len() as f32)
+}
 
-    #[test]
-    fn the_built_in_policy_prefers_what_can_learn() {
-        let all = candidates();
-        let first = best(&all, &Weights::built_in(), |_| true).unwrap();
-        assert_eq!(first.blueprint.id().as_str(), "BP009");
-        let second = best(&all, &Weights::built_in(), |id| id != first.blueprint.id()).unwrap();
-        assert_ne!(second.blueprint.id(), first.blueprint.id());
-        assert!(second.trainable > 0);
-    }
+/// `max(0, (1 − risk) + 0.05·maturity + 0.02·#parameters)`, the published candidate score.
+pub(crate) fn published_score(blueprint: &Blueprint) -> f32 {
+    dot(&[1.0, 0.05, 0.02, 0.0], &candidate_features(blueprint, 0.0)).max(0.0)
+}
 
-    #[test]
-    fn nothing_is_proposed_when_nothing_is_allowed() {
-        assert_eq!(best(&candidates(), &Weights::built_in(), |_| false), None);
-    }
+fn candidate_features(blueprint: &Blueprint, preference: f32) -> [f32; CANDIDATE_FEATURES] {
+    [
+        1.0 - karn::safety_sheet(blueprint).risk,
+        blueprint.stage() as f32,
+        blueprint.parameters().len() as f32,
+        preference,
+    ]
+}
+
+fn slot_features(seed: &SeedState, culls: usize, deepest: u32) -> [f32; SLOT_FEATURES] {
+    let finite = |value: f32| if value.is_finite() { value } else { 0.0 };
+    let variance = seed.metrics.get(ACTIVATION_VARIANCE).copied().unwrap_or(0.0);
+    [
+        1.0 - finite(seed.risk_score).clamp(0.0, 1.0),
+        seed.layer_depth as f32 / deepest.max(1) as f32,
+        finite(seed.gradient_norm).max(0.0).ln_1p(),
+        finite(variance).max(0.0).ln_1p(),
+        culls as f32,
+    ]
+}
+
+fn deepest(state: &SystemStatePacket) -> u32 {
+    state.seed_states.iter().map(|seed| seed.layer_depth).max().unwrap_or(0)
+}
+
+fn dot<const N: usize>(weights: &[f32; N], features: &[f32; N]) -> f32 {
+    weights.iter().zip(features).map(|(weight, feature)| weight * feature).sum()
 }

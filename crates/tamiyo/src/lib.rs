@@ -1,23 +1,49 @@
-//! Tamiyo owns decisions: when a run is stuck, which blueprint may help, what risk forbids, whether a seed is kept. It never touches a seed
-//! (`kasmina`'s) nor trains (`tolaria`'s).
+//! Tamiyo owns the policy: when a run has stopped improving, which seed is grown with which
+//! blueprint, whether a seed that is live is kept, which risks hold all of that back, and what is
+//! reported about it afterwards. It touches no seed: its commands are carried out by `kasmina`.
 //!
-//! Reading order: [`Policy`] (from state to signed command), [`risk`] (the rules), [`Candidate`] (what may be proposed),
-//! [`Weights`] (what a policy has learnt), [`LivePolicy`] (which one is in force).
+//! Reading order: [`Policy::decide`] (`policy`), `plateau`, `candidate`, `verdict`, `risk` (the
+//! table of rules), `mode` (conservative mode), `observation` (outcomes); then `weights`, `tensors`
+//! and `admission` (what a policy is and when a new one is taken), `live` and `archive` (in force,
+//! on disk), [`PolicyUpdates`] and [`FieldReports`] (the workers).
+//!
+//! Deliberately absent: anything that runs code from a message, a decision that waits for anything,
+//! and a report on an effect nobody has seen yet.
 
+mod admission;
 mod annotate;
+mod archive;
 mod candidate;
-pub mod command;
+mod command;
 mod config;
-mod coverage;
+mod context;
+mod decision;
+mod error;
 mod live;
+mod memory;
+mod mode;
+mod observation;
 mod plateau;
 mod policy;
-pub mod risk;
+mod reason;
+mod risk;
+mod signals;
+mod tensors;
+mod verdict;
 mod weights;
 
-pub use candidate::Candidate;
-pub use config::{PolicyConfig, ReportConfig, Timing, UpdateConfig};
-pub use live::{LivePolicy, LoadError};
-pub use plateau::{Plateau, Trend};
-pub use policy::{Action, Context, Decision, Effect, Event, Growth, Policy, Slot};
-pub use weights::{ARCHITECTURE, Rejection, Weights, registry_digest};
+pub use command::{Draft, ISSUED_BY, LR_DELTA, OPTIMIZER, RESUME, prefix_clash};
+pub use config::{
+    Blend, Config, ConfigFault, Growth, Limits, Operator, Reports as ReportSettings, Timing,
+    Updates as UpdateSettings, Verification,
+};
+pub use context::{Candidates, Context, Horizon};
+pub use decision::Decision;
+pub use error::{ArchiveError, Quarantined, Rejection, StoreError, UpdateRefused};
+pub use live::{Identity, LivePolicy, Loaded};
+pub use policy::Policy;
+pub use reason::Reason;
+pub use risk::Action;
+pub use signals::{ACTIVATION_VARIANCE, EFFECT, PAUSED, STAGE_EPOCHS};
+pub use tensors::{HEADER_ARCHITECTURE, HEADER_REGISTRY, HEADER_SEQUENCE, TENSORS, decode, encode};
+pub use weights::{ARCHITECTURE, PlateauNumbers, Weights, registry_digest};

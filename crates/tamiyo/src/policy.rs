@@ -1,482 +1,412 @@
-//! The policy: from the state of a training run to at most one signed command. Plain data in,
-//! plain data out; the time and the command's id come from the caller.
+//! The decision: a state in, at most one signed command out. Synchronous, without clock, I/O or
+//! random numbers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use leyline::Stage;
-use leyline::command::sign_command;
-use leyline::ids::{BlueprintId, CommandId, SeedId};
+use leyline::ids::{RunId, SeedId};
 use leyline::sign::Keyring;
-use leyline::wire::{
-    AdaptationCommand, MessagePriority, SeedOperation, SystemStatePacket, TelemetryLevel,
-};
+use leyline::wire::{AdaptationCommand, FieldReport, SystemStatePacket};
 
 use crate::annotate;
-use crate::candidate::{Candidate, best};
-use crate::command::{self, Head};
-use crate::config::PolicyConfig;
-use crate::coverage;
-use crate::live::LivePolicy;
-use crate::plateau::{Plateau, Trend};
-use crate::risk::{Assessment, BlueprintView, Finding, Inputs, Mode, ModeChange, Verdict, assess};
+use crate::candidate::{self, Choice, NoChoice};
+use crate::command::Draft;
+use crate::config::{Config, Operator};
+use crate::context::{Candidates, Context, Horizon};
+use crate::decision::{self, Decision};
+use crate::live::{LivePolicy, Loaded};
+use crate::memory::{Asked, AskedFor, RunMemory, Structure};
+use crate::mode::{Breaker, ModeChange};
+use crate::observation::{self, Epoch, Observation};
+use crate::plateau::Progress;
+use crate::reason::Reason;
+use crate::risk::{self, Action, Assessment, BlueprintFacts, Facts, Punctual};
+use crate::signals::{Coverage, Signals};
+use crate::verdict;
 
-/// Decides for one training run. Make a new one for each run.
+/// Decides for the runs of one process. Owned by whoever trains; the policy it applies can be
+/// swapped meanwhile through its [`LivePolicy`].
 #[derive(Debug)]
 pub struct Policy {
-    config: PolicyConfig,
+    config: Config,
     live: LivePolicy,
     keyring: Keyring,
-    candidates: BTreeMap<SeedId, Vec<Candidate>>,
-    plateau: Plateau,
-    mode: Mode,
-    last_loss: Option<f32>,
-    /// What was tried on a slot and not kept.
-    failed: BTreeMap<SeedId, BTreeSet<BlueprintId>>,
-    /// Seeds grown from a blueprint: tried, and found harmful.
-    outcomes: BTreeMap<BlueprintId, (u32, u32)>,
-    paused: BTreeSet<SeedId>,
+    operator: Operator,
+    runs: BTreeMap<RunId, RunMemory>,
+    breakers: Breakers,
+    decisions: u64,
 }
 
-/// What the caller knows beyond the state packet.
-#[derive(Debug, Clone)]
-pub struct Context<'a> {
-    /// Present time in Unix milliseconds.
-    pub now_unix_ms: u64,
-    /// Id for the command, should there be one.
-    pub command_id: CommandId,
-    /// The host's slots in order.
-    pub slots: &'a [Slot],
-    /// Whether a seed planted now could still reach its end before the run does.
-    pub growth: Growth,
+/// The two breakers of the contract.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Breakers {
+    pub(crate) inference: Breaker,
+    pub(crate) metadata: Breaker,
 }
 
-/// Whether growing is still worth while.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Growth {
-    /// There is time left.
-    Allowed,
-    /// The run ends too soon.
-    TooLate,
-}
-
-/// One slot of the host.
+/// What the policy would do if no rule objected.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Slot {
-    /// Its seed.
-    pub seed: SeedId,
-    /// Where the seed stands.
-    pub stage: Stage,
-    /// What grows there.
-    pub blueprint: Option<BlueprintId>,
-    /// The measured effect, once the seed's probation is over.
-    pub effect: Option<Effect>,
+pub(crate) struct Proposal {
+    pub(crate) action: Action,
+    pub(crate) reason: Reason,
+    pub(crate) seed: Option<SeedId>,
+    pub(crate) choice: Option<Choice>,
 }
 
-/// What a seed did to the validation loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Effect {
-    /// Validation loss before the seed took part.
-    pub loss_before: f32,
-    /// Mean validation loss over its probation.
-    pub loss_after: f32,
-}
-
-impl Effect {
-    /// By how much the loss fell; negative when it rose, not finite when a loss was not.
-    pub fn gain(&self) -> f32 {
-        self.loss_before - self.loss_after
-    }
-}
-
-/// What is wanted, before the risk rules and after them.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Nothing.
-    Wait,
-    /// Plant a blueprint.
-    Germinate {
-        /// Where.
-        seed: SeedId,
-        /// What.
-        blueprint: BlueprintId,
-    },
-    /// Keep a seed for good.
-    Fossilize {
-        /// Which.
-        seed: SeedId,
-    },
-    /// Remove a seed.
-    Cull {
-        /// Which.
-        seed: SeedId,
-    },
-    /// Take a seed out of the forward pass.
-    Pause {
-        /// Which.
-        seed: SeedId,
-    },
-    /// Put it back.
-    Resume {
-        /// Which.
-        seed: SeedId,
-    },
-    /// A germination that risk forbids: the optimiser command that takes its place changes nothing.
-    Hold,
-}
-
-impl Action {
-    /// Name in annotations and reports.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Wait => "wait",
-            Self::Germinate { .. } => "germinate",
-            Self::Fossilize { .. } => "fossilize",
-            Self::Cull { .. } => "cull",
-            Self::Pause { .. } => "pause",
-            Self::Resume { .. } => "resume",
-            Self::Hold => "hold",
-        }
-    }
-}
-
-/// Something to tell telemetry.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    /// Name from the specification.
-    pub name: &'static str,
-    /// Level.
-    pub level: TelemetryLevel,
-}
-
-/// What was decided.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Decision {
-    /// What is to happen.
-    pub action: Action,
-    /// The signed command; `None` for [`Action::Wait`].
-    pub command: Option<AdaptationCommand>,
-    /// Why: the rule that decided, else `policy`.
-    pub reason: &'static str,
-    /// What telemetry should hear.
-    pub events: Vec<Event>,
-    /// Which telemetry priority that deserves.
-    pub priority: MessagePriority,
-    /// Version of the policy that decided.
-    pub policy_version: String,
+/// What a decision has found out, for its annotations, events and figures.
+pub(crate) struct Findings<'a> {
+    pub(crate) state: &'a SystemStatePacket,
+    pub(crate) context: &'a Context,
+    pub(crate) policy: &'a Loaded,
+    pub(crate) proposal: &'a Proposal,
+    pub(crate) facts: &'a Facts,
+    pub(crate) assessment: &'a Assessment,
+    pub(crate) coverage: Coverage,
+    pub(crate) risk_index: usize,
+    pub(crate) breakers: &'a Breakers,
+    pub(crate) conservative: bool,
+    pub(crate) action: Action,
+    pub(crate) reason: Reason,
+    pub(crate) config: &'a Config,
 }
 
 impl Policy {
-    /// A policy for a run whose slots take these candidates (see [`Candidate::for_site`]).
-    pub fn new(
-        config: PolicyConfig,
-        live: LivePolicy,
-        keyring: Keyring,
-        candidates: BTreeMap<SeedId, Vec<Candidate>>,
-    ) -> Self {
-        Self {
-            config,
-            live,
-            keyring,
-            candidates,
-            plateau: Plateau::new(),
-            mode: Mode::default(),
-            last_loss: None,
-            failed: BTreeMap::new(),
-            outcomes: BTreeMap::new(),
-            paused: BTreeSet::new(),
+    /// A policy that applies what `live` holds and signs with `keyring`.
+    pub fn new(config: Config, live: LivePolicy, keyring: Keyring) -> Self {
+        let operator = config.operator;
+        let (runs, breakers) = (BTreeMap::new(), Breakers::default());
+        Self { config, live, keyring, operator, runs, breakers, decisions: 0 }
+    }
+
+    /// The policy in force, for others who want to look at it or swap it.
+    pub fn live(&self) -> &LivePolicy {
+        &self.live
+    }
+
+    /// What an operator asks for from now on, for every run.
+    pub fn set_operator(&mut self, operator: Operator) {
+        self.operator = operator;
+        for run in self.runs.values_mut() {
+            run.mode.set_operator(operator);
         }
     }
 
-    /// Decides once per epoch.
-    pub fn decide(&mut self, state: &SystemStatePacket, context: &Context<'_>) -> Decision {
-        let weights = self.live.current();
-        let trend = self.plateau.observe(&self.config, state.validation_loss);
-        let proposal = self.propose(trend, context, &weights);
-        let inputs = self.inputs(state, &proposal);
-        let assessment = assess(&inputs, &self.config);
-        let change = self.mode.observe(state.current_epoch, &assessment, &self.config);
-        let action = self.judge(proposal.clone(), &assessment, context);
-        self.remember(&action, context);
+    /// Decides on one state. Call it once per epoch; a packet of an epoch seen before is judged by
+    /// the risk rules, but counts neither for plateaus nor for observations.
+    pub fn decide(&mut self, state: &SystemStatePacket, context: &Context) -> Decision {
+        let policy = self.live.load();
+        self.decisions += 1;
+        let mut run = self.take(&observation::run_of(state));
+        run.seen = self.decisions;
+        let decision = self.decide_for(&mut run, &policy, state, context);
+        self.runs.insert(observation::run_of(state), run);
+        decision
+    }
 
-        let covered = coverage::of(state);
-        let mut events: Vec<Event> = assessment.findings.iter().map(event).collect();
-        events.extend(change.map(|change| mode_event(change)));
-        events.extend(covered.event());
-        let reason = match (&action, assessment.reason) {
-            (Action::Pause { .. } | Action::Hold, Some(reason)) => reason,
-            (Action::Wait, Some(reason)) if proposal != Action::Wait => reason,
-            _ => "policy",
+    /// Ends a run: reports on what is still observed, and forgets the run. `state` is its last.
+    pub fn finish(&mut self, state: &SystemStatePacket, context: &Context) -> Vec<FieldReport> {
+        let Some(mut run) = self.runs.remove(&observation::run_of(state)) else {
+            return Vec::new();
         };
-        let mut head = Head {
-            id: context.command_id.clone(),
-            issued_at_ms: context.now_unix_ms,
-            annotations: BTreeMap::new(),
+        let mut observations = std::mem::take(&mut run.observations);
+        observations.finish(&self.epoch(&run, state, context))
+    }
+
+    fn take(&mut self, id: &RunId) -> RunMemory {
+        if let Some(run) = self.runs.remove(id) {
+            return run;
+        }
+        while self.runs.len() >= self.config.runs_max {
+            let oldest = self.runs.iter().min_by_key(|(_, run)| run.seen);
+            let Some(oldest) = oldest.map(|(id, _)| id.clone()) else { break };
+            self.runs.remove(&oldest);
+        }
+        RunMemory::new(self.operator)
+    }
+
+    fn epoch<'a>(
+        &'a self,
+        run: &'a RunMemory,
+        state: &'a SystemStatePacket,
+        context: &Context,
+    ) -> Epoch<'a> {
+        Epoch {
+            state,
+            slots: &run.slots,
+            epoch: context.epoch,
+            now_unix_ms: context.now_unix_ms,
+            smoothed: run.plateau.smoothed(),
+            retry_epochs: self.config.growth.retry_epochs,
+            settings: &self.config.reports,
+        }
+    }
+
+    fn decide_for(
+        &mut self,
+        run: &mut RunMemory,
+        policy: &Arc<Loaded>,
+        state: &SystemStatePacket,
+        context: &Context,
+    ) -> Decision {
+        let mut signals = Signals::read(state, run.before);
+        let numbers = &policy.weights.plateau;
+        if run.observe(state, context.epoch, numbers, &self.config.growth) == Structure::Changed {
+            signals.loss_delta = signals.loss_delta.filter(|delta| !delta.is_finite());
+        }
+        let mut observations = std::mem::take(&mut run.observations);
+        let reports = observations.observe(&self.epoch(run, state, context));
+        run.observations = observations;
+
+        let proposal = self.propose(run, policy, state, context);
+        let (score, risk_index) = policy.weights.risk_score(&signals.features(&self.config.limits));
+        let facts = Facts {
+            score: Some(score),
+            conservative: run.mode.is_conservative(),
+            metadata: match context.candidates {
+                Candidates::Late => Punctual::Late,
+                Candidates::Any | Candidates::Listed(_) | Candidates::BySlot(_) => Punctual::InTime,
+            },
+            blueprint: proposal.choice.as_ref().map(|choice| blueprint_facts(choice.blueprint)),
+            signals,
         };
-        annotate::summary(&mut head.annotations, &action, &weights, reason, inputs.policy_risk);
-        covered.annotate(&mut head.annotations);
-        let command = self.command(head, &action).map(|mut command| {
-            sign_command(&self.keyring, &mut command);
-            command
-        });
-        let priority = priority(&assessment);
-        Decision {
+        let mut assessment = risk::assess(proposal.action, &facts, &self.config.limits);
+        let coverage = Coverage::of(state);
+        annotate::coverage_event(coverage, &mut assessment);
+        self.update_mode(run, &facts, &mut assessment, context);
+        let (action, target) = settle(run, &proposal, assessment.action);
+        let reason = final_reason(action, &proposal, &assessment);
+        let findings = Findings {
+            state,
+            context,
+            policy,
+            proposal: &proposal,
+            facts: &facts,
+            assessment: &assessment,
+            coverage,
+            risk_index,
+            breakers: &self.breakers,
+            conservative: run.mode.is_conservative(),
             action,
-            command,
             reason,
-            events,
-            priority,
-            policy_version: weights.version.clone(),
-        }
-    }
-
-    /// Records that a blueprint could not be had or did not work at a slot, for a reason the policy
-    /// did not decide itself. It is not tried there again.
-    pub fn failed(&mut self, seed: &SeedId, blueprint: &BlueprintId) {
-        self.failed.entry(seed.clone()).or_default().insert(blueprint.clone());
-        self.plateau.reset();
-    }
-
-    /// A person's switch for conservative mode.
-    pub fn latch_conservative(&mut self, on: bool) {
-        self.mode.latch(on);
-    }
-
-    /// Whether growth is held back.
-    pub fn is_conservative(&self) -> bool {
-        self.mode.is_conservative()
-    }
-
-    /// The smoothed validation loss.
-    pub fn smoothed_loss(&self) -> Option<f32> {
-        self.plateau.smoothed()
-    }
-
-    fn propose(&self, trend: Trend, context: &Context<'_>, weights: &crate::Weights) -> Action {
-        for slot in context.slots.iter().filter(|slot| slot.stage == Stage::Probationary) {
-            let Some(effect) = slot.effect else { continue };
-            let seed = slot.seed.clone();
-            // A gain that is not a number is no gain.
-            let kept = effect.gain() >= self.config.effect_min;
-            return if kept { Action::Fossilize { seed } } else { Action::Cull { seed } };
-        }
-        if let Some(seed) = self.resumable(context) {
-            return Action::Resume { seed };
-        }
-        let busy = context.slots.iter().any(|slot| !is_settled(slot.stage));
-        if trend != Trend::Stuck || busy || context.growth == Growth::TooLate {
-            return Action::Wait;
-        }
-        self.germination(context, weights).unwrap_or(Action::Wait)
-    }
-
-    fn resumable(&self, context: &Context<'_>) -> Option<SeedId> {
-        if self.mode.is_conservative() {
-            return None;
-        }
-        let lives = |seed: &&SeedId| {
-            context.slots.iter().any(|slot| slot.seed == **seed && !is_settled(slot.stage))
+            config: &self.config,
         };
-        self.paused.iter().find(lives).cloned()
+        let annotations = annotate::annotations(&findings);
+        let command = self.command(&findings, target.as_ref(), annotations.clone());
+        let decision = conclude(&findings, command, annotations, reports);
+        self.remember(run, &decision, &findings, target);
+        decision
     }
 
-    /// The best blueprint for the first dormant slot that has one left.
-    fn germination(&self, context: &Context<'_>, weights: &crate::Weights) -> Option<Action> {
-        let dormant = context.slots.iter().filter(|slot| slot.stage == Stage::Dormant);
-        for slot in dormant {
-            let none = BTreeSet::new();
-            let failed = self.failed.get(&slot.seed).unwrap_or(&none);
-            if failed.len() >= self.config.attempts_max {
-                continue;
-            }
-            let candidates = self.candidates.get(&slot.seed).map_or(&[][..], Vec::as_slice);
-            if let Some(candidate) = best(candidates, weights, |id| !failed.contains(id)) {
-                let (seed, blueprint) = (slot.seed.clone(), candidate.blueprint.id().clone());
-                return Some(Action::Germinate { seed, blueprint });
+    /// What to do if no rule objects: judge what is on probation, else grow if the run is flat.
+    fn propose(
+        &self,
+        run: &RunMemory,
+        policy: &Loaded,
+        state: &SystemStatePacket,
+        context: &Context,
+    ) -> Proposal {
+        let (weights, growth) = (&policy.weights, &self.config.growth);
+        for seed in &state.seed_states {
+            let id = SeedId::from(seed.seed_id.as_str());
+            let Some(slot) = run.slots.get(&id) else { continue };
+            let smoothed = run.plateau.smoothed();
+            let verdict = verdict::judge(seed, slot, context.epoch, smoothed, weights, growth);
+            if let Some((action, reason)) = verdict {
+                return Proposal { action, reason, seed: Some(id), choice: None };
             }
         }
-        None
+        let nothing =
+            |reason| Proposal { action: Action::Nothing, reason, seed: None, choice: None };
+        if run.is_growing() {
+            return nothing(Reason::SeedInFlight);
+        }
+        match run.plateau.progress(&weights.plateau) {
+            Progress::WarmingUp => return nothing(Reason::WarmUp),
+            Progress::Improving => return nothing(Reason::Improving),
+            Progress::TargetReached => return nothing(Reason::TargetReached),
+            Progress::Flat => {}
+        }
+        if context.horizon == Horizon::Short {
+            return nothing(Reason::HorizonShort);
+        }
+        match candidate::choose(state, run, context, weights) {
+            Ok(choice) => Proposal {
+                action: Action::Germinate,
+                reason: Reason::Plateau,
+                seed: Some(choice.seed.clone()),
+                choice: Some(choice),
+            },
+            Err(NoChoice::NoSlot) => nothing(Reason::NoSeedCandidates),
+            Err(NoChoice::NoBlueprint) => nothing(Reason::NoBlueprintCandidates),
+        }
     }
 
-    fn inputs(&mut self, state: &SystemStatePacket, proposal: &Action) -> Inputs {
-        let metric = |name: &str| state.training_metrics.get(name).copied();
-        let blueprint = match proposal {
-            Action::Germinate { blueprint, .. } => Some(blueprint),
-            _ => None,
+    fn update_mode(
+        &mut self,
+        run: &mut RunMemory,
+        facts: &Facts,
+        assessment: &mut Assessment,
+        context: &Context,
+    ) {
+        let limits = &self.config.limits;
+        let inference = risk::punctual(facts, limits);
+        let steps = [
+            ("inference", self.breakers.inference.observe(inference, context.now_unix_ms)),
+            ("metadata", self.breakers.metadata.observe(facts.metadata, context.now_unix_ms)),
+        ];
+        annotate::breaker_events(&steps, assessment);
+        let closed = self.breakers.inference.is_closed() && self.breakers.metadata.is_closed();
+        match run.mode.after(assessment, context.epoch, closed, limits) {
+            ModeChange::Same => {}
+            ModeChange::Entered(_) => annotate::note(assessment, Reason::ConservativeEntered),
+            ModeChange::Exited => annotate::note(assessment, Reason::ConservativeExited),
+        }
+    }
+
+    fn command(
+        &self,
+        findings: &Findings<'_>,
+        target: Option<&SeedId>,
+        annotations: BTreeMap<String, String>,
+    ) -> Option<AdaptationCommand> {
+        let draft = Draft {
+            id: findings.context.command_id.clone(),
+            now_unix_ms: findings.context.now_unix_ms,
+            deadline: self.config.command_deadline,
+            annotations,
+            keyring: &self.keyring,
         };
-        let loss_delta = self.last_loss.map(|last| state.validation_loss - last);
-        self.last_loss = Some(state.validation_loss);
-        Inputs {
-            policy_risk: blueprint.and_then(|blueprint| self.risk_of(blueprint)),
-            conservative: self.mode.is_conservative(),
-            blueprint: blueprint.and_then(karn::find).map(view),
-            loss_delta,
-            decision_ms: metric("tamiyo_latency_ms"),
-            hook_ms: metric("hook_latency_ms"),
-            step_ms: metric("step_latency_ms"),
-            apply_ms: metric("kasmina.apply_ms"),
-            finalize_ms: metric("kasmina.finalize_ms"),
-            isolation_violations: metric("kasmina.isolation.violations"),
-            loss_volatility: metric("loss_volatility"),
-            gradient_variance: metric("grad_var"),
-            gradient_conflict: metric("grad_conflict_rate"),
-            learning_rate: metric("optimizer_lr"),
-            gpu_percent: metric("gpu_util_percent"),
-            gpu_free_gb: metric("gpu_mem_free_gb"),
-            cpu_percent: metric("cpu_util_percent"),
+        match findings.action {
+            Action::Nothing => None,
+            Action::Optimizer => Some(draft.optimizer(self.config.limits.downgrade_lr_delta)),
+            Action::Germinate => {
+                let choice = findings.proposal.choice.as_ref()?;
+                Some(draft.germinate(&choice.seed, choice.blueprint))
+            }
+            Action::Fossilize => target.map(|seed| draft.fossilize(seed)),
+            Action::Cull => target.map(|seed| draft.cull(seed)),
+            Action::Pause => target.map(|seed| draft.pause(seed)),
+            Action::Resume => target.map(|seed| draft.resume(seed)),
         }
     }
 
-    /// Expected share of harm, from what this blueprint did in this run; one harmless trial is
-    /// assumed to begin with (Laplace), so that one failure is no certainty.
-    fn risk_of(&self, blueprint: &BlueprintId) -> Option<f32> {
-        let (tried, harmful) = self.outcomes.get(blueprint)?;
-        Some(*harmful as f32 / (*tried + 1) as f32)
-    }
-
-    fn judge(&self, proposal: Action, assessment: &Assessment, context: &Context<'_>) -> Action {
-        match (assessment.verdict, proposal) {
-            // Removing what does harm is never forbidden.
-            (_, cull @ Action::Cull { .. }) => cull,
-            (Verdict::Proceed, proposal) => proposal,
-            (Verdict::Hold, Action::Germinate { .. }) => Action::Hold,
-            (Verdict::Hold, proposal) => proposal,
-            (Verdict::Pause, Action::Germinate { seed, .. }) => Action::Pause { seed },
-            (Verdict::Pause, _) => {
-                let mut live = context.slots.iter().filter(|slot| is_live(slot.stage));
-                match live.find(|slot| !self.paused.contains(&slot.seed)) {
-                    Some(slot) => Action::Pause { seed: slot.seed.clone() },
-                    None => Action::Wait,
+    /// Notes in the run's memory what was asked for, and begins to observe it.
+    fn remember(
+        &self,
+        run: &mut RunMemory,
+        decision: &Decision,
+        findings: &Findings<'_>,
+        target: Option<SeedId>,
+    ) {
+        if decision.command.is_none() {
+            return;
+        }
+        let context = findings.context;
+        let choice =
+            findings.proposal.choice.as_ref().filter(|_| decision.action == Action::Germinate);
+        if let Some(slot) = target.as_ref().and_then(|seed| run.slots.get_mut(seed)) {
+            let asked = |what| Some(Asked { what, epoch: context.epoch });
+            match decision.action {
+                Action::Germinate => {
+                    slot.blueprint = choice.map(|choice| choice.blueprint.id().clone());
+                    slot.asked = asked(AskedFor::Germinate);
                 }
+                Action::Fossilize => slot.asked = asked(AskedFor::Fossilize),
+                Action::Cull => slot.asked = asked(AskedFor::Cull),
+                Action::Pause => slot.paused = true,
+                Action::Resume => slot.paused = false,
+                Action::Nothing | Action::Optimizer => {}
             }
         }
+        let blueprint = target.as_ref().and_then(|seed| run.slots.get(seed)?.blueprint.clone());
+        run.observations.open(Observation {
+            command: context.command_id.clone(),
+            action: decision.action,
+            seed: target,
+            blueprint: blueprint.map(|id| id.to_string()),
+            policy_version: decision.policy_version.clone(),
+            opened_epoch: context.epoch,
+            opened_loss: run.plateau.smoothed(),
+            metrics: annotate::report_metrics(findings),
+            seen: observation::Seen::at(context.epoch, findings.state.validation_loss),
+        });
     }
+}
 
-    fn remember(&mut self, action: &Action, context: &Context<'_>) {
-        let slot = |seed: &SeedId| context.slots.iter().find(|slot| slot.seed == *seed);
-        match action {
-            Action::Fossilize { seed } | Action::Cull { seed } => {
-                let Some(slot) = slot(seed) else { return };
-                let culled = matches!(action, Action::Cull { .. });
-                if let Some(blueprint) = &slot.blueprint {
-                    let harmful = slot.effect.is_none_or(|effect| !(effect.gain() >= 0.0));
-                    let outcome = self.outcomes.entry(blueprint.clone()).or_default();
-                    *outcome = (outcome.0 + 1, outcome.1 + u32::from(harmful));
-                    if culled {
-                        self.failed.entry(seed.clone()).or_default().insert(blueprint.clone());
-                    }
-                }
-                self.paused.remove(seed);
-                self.plateau.reset();
+/// Which command is left, and for which seed.
+///
+/// A pause concerns the seed that grows; with none, or with one paused already, there is nothing to
+/// pause, and the proposal is simply not carried out. When nothing pauses any more, a paused seed
+/// goes on before anything else is done.
+fn settle(run: &RunMemory, proposal: &Proposal, action: Action) -> (Action, Option<SeedId>) {
+    let paused = run
+        .slots
+        .iter()
+        .find(|(_, slot)| slot.paused && slot.stage.is_some_and(crate::memory::in_flight));
+    match (action, paused) {
+        (Action::Cull, _) => (Action::Cull, proposal.seed.clone()),
+        (Action::Pause, None) => match run.growing() {
+            Some(seed)
+                if run
+                    .slots
+                    .get(seed)
+                    .is_some_and(|slot| slot.stage != Some(Stage::Fossilized)) =>
+            {
+                (Action::Pause, Some(seed.clone()))
             }
-            Action::Germinate { .. } | Action::Hold => self.plateau.reset(),
-            Action::Pause { seed } => {
-                // Pausing an empty slot only says that nothing is planted there now.
-                if slot(seed).is_some_and(|slot| !is_settled(slot.stage)) {
-                    self.paused.insert(seed.clone());
-                } else {
-                    self.plateau.reset();
-                }
-            }
-            Action::Resume { seed } => {
-                self.paused.remove(seed);
-            }
-            Action::Wait => {}
+            _ => (Action::Nothing, None),
+        },
+        (Action::Pause, Some(_)) => (Action::Nothing, None),
+        (_, Some((seed, _))) => (Action::Resume, Some(seed.clone())),
+        (Action::Optimizer, None) => (Action::Optimizer, None),
+        (action, None) => (action, proposal.seed.clone()),
+    }
+}
+
+/// The rules speak for what they changed; otherwise the proposal speaks for itself.
+fn final_reason(action: Action, proposal: &Proposal, assessment: &Assessment) -> Reason {
+    match (action, assessment.reason) {
+        (Action::Resume, _) => Reason::Resume,
+        (action, Some(reason))
+            if action != proposal.action || assessment.action != proposal.action =>
+        {
+            reason
         }
-    }
-
-    fn command(&self, mut head: Head, action: &Action) -> Option<AdaptationCommand> {
-        Some(match action {
-            Action::Wait => return None,
-            Action::Germinate { seed, blueprint } => {
-                let blueprint = karn::find(blueprint)?;
-                annotate::blueprint(&mut head.annotations, seed, blueprint);
-                command::germinate(head, seed, blueprint.id(), &blueprint.midpoints())
-            }
-            Action::Fossilize { seed } => {
-                command::seed_operation(head, seed, SeedOperation::SeedOpFossilize)
-            }
-            Action::Cull { seed } => command::seed_operation(head, seed, SeedOperation::SeedOpCull),
-            Action::Pause { seed } => command::pause(head, seed),
-            Action::Resume { seed } => command::resume(head, seed),
-            Action::Hold => command::optimizer(head, "sgd", 0.0),
-        })
+        _ => proposal.reason,
     }
 }
 
-/// Nothing is going on there: empty, kept for good, or ended.
-fn is_settled(stage: Stage) -> bool {
-    match stage {
-        Stage::Dormant | Stage::Fossilized | Stage::Terminated => true,
-        // A slot in its embargo comes back; until then it does not hold up the others.
-        Stage::Culled | Stage::Embargoed | Stage::Resetting => true,
-        Stage::Germinated
-        | Stage::Training
-        | Stage::Blending
-        | Stage::Shadowing
-        | Stage::Probationary => false,
-    }
-}
-
-/// It takes part in what the host computes, or is about to.
-fn is_live(stage: Stage) -> bool {
-    match stage {
-        Stage::Training | Stage::Blending | Stage::Shadowing | Stage::Probationary => true,
-        Stage::Dormant
-        | Stage::Germinated
-        | Stage::Fossilized
-        | Stage::Culled
-        | Stage::Embargoed
-        | Stage::Resetting
-        | Stage::Terminated => false,
-    }
-}
-
-fn view(blueprint: &'static karn::Blueprint) -> BlueprintView {
+fn blueprint_facts(blueprint: &karn::Blueprint) -> BlueprintFacts {
     let sheet = karn::safety_sheet(blueprint);
-    BlueprintView {
-        quarantine_only: blueprint.quarantine_only(),
+    BlueprintFacts {
         risk: sheet.risk,
+        quarantine_only: blueprint.quarantine_only(),
         handling: sheet.handling,
         hazard: sheet.hazard,
     }
 }
 
-fn event(finding: &Finding) -> Event {
-    // One of them has its own name as an event.
-    let name =
-        if finding.name == "isolation_violation" { "isolation_violations" } else { finding.name };
-    Event { name, level: finding.level }
-}
-
-fn mode_event(change: ModeChange) -> Event {
-    match change {
-        ModeChange::Entered => {
-            Event { name: "conservative_entered", level: TelemetryLevel::Warning }
-        }
-        ModeChange::Left => Event { name: "conservative_exited", level: TelemetryLevel::Info },
-    }
-}
-
-/// The findings that make a telemetry packet urgent.
-const URGENT: [&str; 9] = [
-    "timeout_inference",
-    "step_latency_high",
-    "loss_spike",
-    "isolation_violation",
-    "hook_budget",
-    "policy_risk_critical",
-    "bp_quarantine",
-    "device_pressure_high",
-    "cpu_pressure_high",
-];
-
-fn priority(assessment: &Assessment) -> MessagePriority {
-    let findings = &assessment.findings;
-    if findings.iter().any(|finding| finding.level == TelemetryLevel::Critical) {
-        MessagePriority::Critical
-    } else if findings.iter().any(|finding| URGENT.contains(&finding.name)) {
-        MessagePriority::High
-    } else {
-        MessagePriority::Normal
+fn conclude(
+    findings: &Findings<'_>,
+    command: Option<AdaptationCommand>,
+    annotations: BTreeMap<String, String>,
+    reports: Vec<FieldReport>,
+) -> Decision {
+    let happenings = &findings.assessment.events;
+    let names: Vec<_> = happenings.iter().map(|one| (one.event, one.level)).collect();
+    Decision {
+        action: if command.is_some() { findings.action } else { Action::Nothing },
+        command,
+        reason: findings.reason,
+        events: annotate::events(findings, &reports),
+        annotations,
+        reports,
+        risk_score: findings.facts.score.unwrap_or(0.0),
+        conservative: findings.conservative,
+        priority: decision::priority(&names),
+        health: decision::health(findings.assessment.action, findings.reason, &names),
+        points: annotate::points(findings),
+        policy_version: findings.policy.identity.version.clone(),
     }
 }

@@ -1,199 +1,161 @@
-//! What a policy has learnt, as data: a safetensors file whose metadata says for whom it is.
-//! Nothing here can run code, whatever the bytes are.
+//! The numbers a policy consists of, as plain data. Reading them from a file or a message is
+//! `tensors`'s business; which ranges they must keep is decided here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
 
 use kernel::Digest;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
 
-/// Name of the architecture these weights fit.
-pub const ARCHITECTURE: &str = "tamiyo_rank_v1";
+use crate::config::Growth;
 
-const TENSOR_BASE: &str = "candidate.base";
-const TENSOR_CAPACITY: &str = "candidate.capacity";
-const TENSOR_PRIOR: &str = "candidate.prior";
-/// Larger numbers than this are no weights of a ranking.
-const WEIGHT_MAX: f32 = 1e6;
-/// The built-in policy's opinion: the blueprint, and what is added to its score.
-const BUILT_IN_PRIOR: [(&str, f32); 3] = [("BP009", 2.0), ("BP014", 1.0), ("BP002", 0.5)];
+/// The architecture these numbers belong to. An update for another one is refused.
+pub const ARCHITECTURE: &str = "tamiyo_linear_v1";
+/// Blueprints in the catalogue, hence biases in a policy.
+pub const BLUEPRINTS: usize = 50;
+/// Features of a candidate: 1 − risk, maturity, number of parameters, the trainer's preference.
+pub const CANDIDATE_FEATURES: usize = 4;
+/// Features of a slot: 1 − risk, depth, gradient norm, activation variance, culls so far.
+pub const SLOT_FEATURES: usize = 5;
+/// Features of a run's state: loss rise, volatility, gradient variance, gradient conflicts.
+pub const STATE_FEATURES: usize = 4;
+/// Ordered classes of risk.
+pub const RISK_CLASSES: usize = 5;
 
-/// The numbers that rank candidates.
+/// SHA-256 over the ids of the catalogue, each followed by a line feed: weights indexed by
+/// blueprint mean something only together with this list.
+pub fn registry_digest() -> Digest {
+    static DIGEST: LazyLock<Digest> = LazyLock::new(|| {
+        let ids: Vec<&str> =
+            karn::catalogue().iter().map(|blueprint| blueprint.id().as_str()).collect();
+        Digest::of(ids.join("\n") + "\n")
+    });
+    *DIGEST
+}
+
+/// When a run counts as flat.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PlateauNumbers {
+    /// Epochs without improvement.
+    pub patience_epochs: u32,
+    /// Smallest improvement in units of the loss.
+    pub min_delta_absolute: f32,
+    /// Smallest improvement as a share of the best loss.
+    pub min_delta_relative: f32,
+    /// Weight of the newest loss, 0 (exclusive) to 1.
+    pub smoothing: f32,
+    /// Epochs at the start that are never a plateau.
+    pub warm_up_epochs: u32,
+    /// Loss below which nothing is grown; 0 for none.
+    pub target_loss: f32,
+}
+
+/// All numbers of one policy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weights {
-    /// Name under which decisions and field reports cite this policy.
-    pub version: String,
-    /// Grows with each update; an update that does not raise it is stale. The built-in policy has 0.
-    pub sequence: u64,
-    /// Weight of the published candidate score.
-    pub base: f32,
-    /// Weight of the logarithm of one plus the trainable numbers.
-    pub capacity: f32,
-    /// One number for each blueprint of the catalogue, in its order.
-    pub prior: Vec<f32>,
-}
-
-/// Why an update was not taken. The names are those of the published table.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Rejection {
-    /// Made for another architecture.
-    #[error("it is for architecture {found:?}, this is {ARCHITECTURE}")]
-    VersionMismatch {
-        /// The architecture named.
-        found: String,
-    },
-    /// Older than allowed, or not newer than what is in force.
-    #[error("it is stale: {reason}")]
-    StaleUpdate {
-        /// In which way.
-        reason: String,
-    },
-    /// No safetensors, or without the metadata this service needs.
-    #[error("its payload is no usable safetensors file: {reason}")]
-    InvalidPayload {
-        /// In which way.
-        reason: String,
-    },
-    /// A tensor is absent, superfluous, or of another shape or type.
-    #[error("tensor {tensor}: {reason}")]
-    ShapeMismatch {
-        /// The tensor.
-        tensor: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Made for another catalogue: the same place would mean another blueprint.
-    #[error("it was made for catalogue {found}, this one is {expected}")]
-    RegistryMismatch {
-        /// The digest named.
-        found: String,
-        /// The digest of this service's catalogue.
-        expected: String,
-    },
-    /// It fits and would not work.
-    #[error("tensor {tensor} holds a number that is not finite or beyond any use")]
-    IncompatibleUpdate {
-        /// The tensor.
-        tensor: String,
-    },
-    /// It is good and could not be put in force.
-    #[error("it could not be stored: {reason}")]
-    SwapFailed {
-        /// What the system said.
-        reason: String,
-    },
-}
-
-impl Rejection {
-    /// The published reason code.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::VersionMismatch { .. } => "version_mismatch",
-            Self::StaleUpdate { .. } => "stale_update",
-            Self::InvalidPayload { .. } => "invalid_payload",
-            Self::ShapeMismatch { .. } => "shape_mismatch",
-            Self::RegistryMismatch { .. } => "registry_mismatch",
-            Self::IncompatibleUpdate { .. } => "incompatible_update",
-            Self::SwapFailed { .. } => "swap_failed",
-        }
-    }
-}
-
-/// SHA-256 over the catalogue's ids in order: two services with the same digest mean the same
-/// blueprint by the same place.
-pub fn registry_digest() -> String {
-    let ids: Vec<&str> = karn::catalogue().iter().map(|one| one.id().as_str()).collect();
-    Digest::of(ids.join("\n").as_bytes()).to_string()
+    /// Plateau detection.
+    pub plateau: PlateauNumbers,
+    /// A seed is kept when the loss fell by this share.
+    pub keep_effect: f32,
+    /// A seed is culled when the loss rose by this share.
+    pub cull_effect: f32,
+    /// Added to a candidate's score, by position in the catalogue.
+    pub blueprint_bias: [f32; BLUEPRINTS],
+    /// Weights of a candidate's features.
+    pub candidate: [f32; CANDIDATE_FEATURES],
+    /// Weights of a slot's features.
+    pub slot: [f32; SLOT_FEATURES],
+    /// Weights of the risk classes, by class and feature.
+    pub risk: [[f32; STATE_FEATURES]; RISK_CLASSES],
+    /// Biases of the risk classes.
+    pub risk_bias: [f32; RISK_CLASSES],
 }
 
 impl Weights {
-    /// The policy that is compiled in: it prefers residual blocks, then what has more to train.
-    pub fn built_in() -> Self {
-        let ids = karn::catalogue().iter().map(|one| one.id().as_str());
-        let opinion = |id: &str| BUILT_IN_PRIOR.iter().find(|(other, _)| *other == id);
-        let prior = ids.map(|id| opinion(id).map_or(0.0, |(_, value)| *value)).collect();
-        Self { version: "built-in".to_owned(), sequence: 0, base: 1.0, capacity: 0.1, prior }
-    }
-
-    /// The file that [`Self::from_bytes`] reads.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let scalars = [self.base.to_le_bytes(), self.capacity.to_le_bytes()];
-        let prior: Vec<u8> = self.prior.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let view = |shape: Vec<usize>, data| {
-            TensorView::new(Dtype::F32, shape, data)
-                .unwrap_or_else(|_| unreachable!("the data is as long as its shape says"))
-        };
-        let tensors = BTreeMap::from([
-            (TENSOR_BASE, view(vec![1], &scalars[0])),
-            (TENSOR_CAPACITY, view(vec![1], &scalars[1])),
-            (TENSOR_PRIOR, view(vec![self.prior.len()], &prior)),
-        ]);
-        let metadata = HashMap::from([
-            ("architecture".to_owned(), ARCHITECTURE.to_owned()),
-            ("version".to_owned(), self.version.clone()),
-            ("sequence".to_owned(), self.sequence.to_string()),
-            ("registry".to_owned(), registry_digest()),
-        ]);
-        safetensors::serialize(tensors, Some(metadata))
-            .unwrap_or_else(|_| unreachable!("three small tensors can be written"))
-    }
-
-    /// Reads and checks a file completely; nothing of it is used unless everything is right.
+    /// The built-in policy, with the operator's numbers for when to grow and what to keep.
     ///
-    /// # Errors
-    /// [`Rejection`] with the first thing that is wrong, in the order of the published table.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Rejection> {
-        let invalid = |reason: &str| Rejection::InvalidPayload { reason: reason.to_owned() };
-        let unreadable = |error: safetensors::SafeTensorError| invalid(&error.to_string());
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(unreadable)?;
-        let metadata = header.metadata().as_ref().ok_or_else(|| invalid("it has no metadata"))?;
-        let entry = |key: &str| {
-            metadata.get(key).ok_or_else(|| invalid(&format!("its metadata lacks {key}")))
-        };
-        let architecture = entry("architecture")?;
-        if architecture != ARCHITECTURE {
-            return Err(Rejection::VersionMismatch { found: architecture.clone() });
+    /// A candidate scores `(1−risk) + 0.05·maturity + 0.02·#parameters` (the published formula),
+    /// plus 4 times the trainer's preference, plus a bias: layers without weights of their own
+    /// (identity, dropout, activations, pooling) add no capacity and are tried last.
+    ///
+    /// Risk: with z a weighted sum of state features from 0 to 1, class c of 5 gets the logit
+    /// `2s·c·z − s·c²` for c = 0, ¼ … 1 and s = 16, which is a softmax over the distance of z from
+    /// c. Its expectation follows z.
+    pub fn built_in(growth: &Growth) -> Self {
+        let mut blueprint_bias = [0.0; BLUEPRINTS];
+        for (bias, blueprint) in blueprint_bias.iter_mut().zip(karn::catalogue()) {
+            *bias = match blueprint.id().as_str() {
+                "BP001" => -8.0,
+                "BP003" | "BP004" | "BP005" | "BP006" | "BP007" | "BP008" | "BP011" | "BP012" => {
+                    -1.0
+                }
+                _ => 0.0,
+            };
         }
-        let sequence = entry("sequence")?
-            .parse::<u64>()
-            .map_err(|_| invalid("its metadata's sequence is no whole number"))?;
-        let (found, expected) = (entry("registry")?.clone(), registry_digest());
-        if found != expected {
-            return Err(Rejection::RegistryMismatch { found, expected });
+        const SHARPNESS: f32 = 16.0;
+        const SHARES: [f32; STATE_FEATURES] = [0.55, 0.15, 0.15, 0.15];
+        let class = |index: usize| index as f32 / (RISK_CLASSES - 1) as f32;
+        let risk = std::array::from_fn(|c| SHARES.map(|share| 2.0 * SHARPNESS * class(c) * share));
+        let risk_bias = std::array::from_fn(|c| -SHARPNESS * class(c) * class(c));
+        Self {
+            plateau: PlateauNumbers {
+                patience_epochs: growth.patience_epochs,
+                min_delta_absolute: growth.min_delta_absolute,
+                min_delta_relative: growth.min_delta_relative,
+                smoothing: growth.smoothing,
+                warm_up_epochs: growth.warm_up_epochs,
+                target_loss: growth.target_loss,
+            },
+            keep_effect: growth.keep_effect,
+            cull_effect: growth.cull_effect,
+            blueprint_bias,
+            candidate: [1.0, 0.05, 0.02, 4.0],
+            slot: [1.0, 0.1, 0.05, -0.5, -1.0],
+            risk,
+            risk_bias,
         }
-        let version = entry("version")?.clone();
-        let known = [TENSOR_BASE, TENSOR_CAPACITY, TENSOR_PRIOR];
-        if let Some(other) = tensors.names().into_iter().find(|name| !known.contains(name)) {
-            let (tensor, reason) = (other.to_owned(), "is not part of the architecture".to_owned());
-            return Err(Rejection::ShapeMismatch { tensor, reason });
-        }
-        Ok(Self {
-            version,
-            sequence,
-            base: numbers(&tensors, TENSOR_BASE, 1)?[0],
-            capacity: numbers(&tensors, TENSOR_CAPACITY, 1)?[0],
-            prior: numbers(&tensors, TENSOR_PRIOR, karn::catalogue().len())?,
-        })
     }
-}
 
-fn numbers(tensors: &SafeTensors<'_>, name: &str, length: usize) -> Result<Vec<f32>, Rejection> {
-    let mismatch = |reason: String| Rejection::ShapeMismatch { tensor: name.to_owned(), reason };
-    let view = tensors.tensor(name).map_err(|_| mismatch("is absent".to_owned()))?;
-    if view.dtype() != Dtype::F32 || view.shape() != [length] {
-        let found = format!("is {:?} {:?} instead of F32 [{length}]", view.dtype(), view.shape());
-        return Err(mismatch(found));
+    /// The first number outside its range, by the name of its tensor.
+    pub(crate) fn out_of_range(&self) -> Option<&'static str> {
+        let finite = |values: &[f32], bound: f32| values.iter().all(|v| v.abs() <= bound);
+        let share = |value: f32| (0.0..=10.0).contains(&value);
+        let plateau = &self.plateau;
+        let checks = [
+            ("plateau.patience", (1..=100_000).contains(&plateau.patience_epochs)),
+            (
+                "plateau.min_delta",
+                share(plateau.min_delta_absolute) && share(plateau.min_delta_relative),
+            ),
+            ("plateau.smoothing", plateau.smoothing > 0.0 && plateau.smoothing <= 1.0),
+            ("plateau.warm_up", plateau.warm_up_epochs <= 100_000),
+            ("plateau.target_loss", (0.0..=1e6).contains(&plateau.target_loss)),
+            ("verdict.thresholds", share(self.keep_effect) && share(self.cull_effect)),
+            ("blueprint.bias", finite(&self.blueprint_bias, 1e3)),
+            ("candidate.weights", finite(&self.candidate, 1e3)),
+            ("slot.weights", finite(&self.slot, 1e3)),
+            ("risk.weights", self.risk.iter().all(|row| finite(row, 1e3))),
+            ("risk.bias", finite(&self.risk_bias, 1e3)),
+        ];
+        checks.into_iter().find(|(_, holds)| !holds).map(|(name, _)| name)
     }
-    let values: Vec<f32> = view
-        .data()
-        .chunks_exact(4)
-        .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-        .collect();
-    if values.iter().all(|value| value.is_finite() && value.abs() <= WEIGHT_MAX) {
-        Ok(values)
-    } else {
-        Err(Rejection::IncompatibleUpdate { tensor: name.to_owned() })
+
+    /// Risk of a state: the expectation over the ordered classes, from 0 to 1, and the most likely
+    /// class. Not the probability of that class, which is high for a confident "no risk" too.
+    pub fn risk_score(&self, features: &[f32; STATE_FEATURES]) -> (f32, usize) {
+        let logit = |class: usize| {
+            let products = self.risk[class].iter().zip(features).map(|(weight, x)| weight * x);
+            products.sum::<f32>() + self.risk_bias[class]
+        };
+        let logits: [f32; RISK_CLASSES] = std::array::from_fn(logit);
+        let (mut index, mut largest) = (0, logits[0]);
+        for (class, value) in logits.iter().enumerate().skip(1) {
+            if *value > largest {
+                (index, largest) = (class, *value);
+            }
+        }
+        let shares = logits.map(|value| (value - largest).exp());
+        let total: f32 = shares.iter().sum();
+        let weighted: f32 = shares.iter().enumerate().map(|(c, share)| c as f32 * share).sum();
+        (weighted / total / (RISK_CLASSES - 1) as f32, index)
     }
 }
 
@@ -202,55 +164,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_survive_the_round_trip() {
-        let weights = Weights { sequence: 7, version: "v7".to_owned(), ..Weights::built_in() };
-        assert_eq!(Weights::from_bytes(&weights.to_bytes()), Ok(weights));
+    fn the_built_in_policy_keeps_its_own_ranges() {
+        assert_eq!(Weights::built_in(&Growth::default()).out_of_range(), None);
+        assert_eq!(karn::catalogue().len(), BLUEPRINTS);
     }
 
     #[test]
-    fn a_foreign_pickle_is_refused_as_invalid_payload() {
-        for bytes in [&b"\x80\x04\x95cos\nsystem\n(S'true'\ntR."[..], b"PK\x03\x04 torch zip", b""]
-        {
-            assert_eq!(Weights::from_bytes(bytes).unwrap_err().code(), "invalid_payload");
-        }
+    fn a_confident_low_risk_is_a_low_score() {
+        let weights = Weights::built_in(&Growth::default());
+        let (calm, class) = weights.risk_score(&[0.0; STATE_FEATURES]);
+        assert!(calm < 0.1, "{calm}");
+        assert_eq!(class, 0);
+        let (wild, class) = weights.risk_score(&[1.0; STATE_FEATURES]);
+        assert!(wild > 0.9, "{wild}");
+        assert_eq!(class, RISK_CLASSES - 1);
     }
 
     #[test]
-    fn every_cut_is_refused() {
-        let whole = Weights::built_in().to_bytes();
-        for length in 0..whole.len() {
-            assert!(Weights::from_bytes(&whole[..length]).is_err(), "{length} bytes");
-        }
-    }
-
-    /// The same file with one piece of its header replaced by another of the same length.
-    #[track_caller]
-    fn check_edit(from: &str, to: &str, code: &str) {
-        assert_eq!(from.len(), to.len());
-        let bytes = Weights::built_in().to_bytes();
-        let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
-        let mut edited = bytes;
-        edited[at..at + to.len()].copy_from_slice(to.as_bytes());
-        assert_eq!(Weights::from_bytes(&edited).unwrap_err().code(), code, "{from} to {to}");
+    fn the_score_rises_with_the_loss() {
+        let weights = Weights::built_in(&Growth::default());
+        let scores: Vec<f32> = (0..=10)
+            .map(|step| weights.risk_score(&[step as f32 / 10.0, 0.0, 0.0, 0.0]).0)
+            .collect();
+        assert!(scores.is_sorted(), "{scores:?}");
     }
 
     #[test]
-    fn the_header_is_checked_in_every_entry() {
-        check_edit(ARCHITECTURE, "tamiyo_rank_v2", "version_mismatch");
-        check_edit("architecture", "architektura", "invalid_payload");
-        check_edit("\"sequence\":\"0\"", "\"sequence\":\"x\"", "invalid_payload");
-        check_edit(&registry_digest(), &"0".repeat(registry_digest().len()), "registry_mismatch");
-        check_edit("candidate.base", "candidate.nase", "shape_mismatch");
-        check_edit("\"F32\"", "\"I32\"", "shape_mismatch");
-    }
-
-    #[test]
-    fn numbers_no_ranking_can_use_are_refused() {
-        for value in [f32::NAN, f32::INFINITY, 1e30] {
-            let bytes = Weights { capacity: value, ..Weights::built_in() }.to_bytes();
-            assert_eq!(Weights::from_bytes(&bytes).unwrap_err().code(), "incompatible_update");
-        }
-        let bytes = Weights { prior: vec![0.0; 49], ..Weights::built_in() }.to_bytes();
-        assert_eq!(Weights::from_bytes(&bytes).unwrap_err().code(), "shape_mismatch");
+    fn what_is_out_of_range_is_named() {
+        let good = Weights::built_in(&Growth::default());
+        let mut bad = good.clone();
+        bad.risk[2][1] = f32::NAN;
+        assert_eq!(bad.out_of_range(), Some("risk.weights"));
+        let mut bad = good.clone();
+        bad.plateau.patience_epochs = 0;
+        assert_eq!(bad.out_of_range(), Some("plateau.patience"));
+        let mut bad = good;
+        bad.keep_effect = -0.1;
+        assert_eq!(bad.out_of_range(), Some("verdict.thresholds"));
     }
 }
