@@ -4,13 +4,16 @@
 //! methods, `interpret` (what every operator means), `gradient` (gradients on the IR), `plan` (the fast
 //! way to the same values). Knows nothing of catalogues, buses and seeds.
 
+pub mod artifact;
 mod build;
 mod canonical;
+mod cost;
 mod digest;
 mod dropout;
 mod error;
 mod gradient;
 mod graph;
+pub mod guard;
 mod init;
 pub mod interpret;
 mod layers;
@@ -18,11 +21,13 @@ pub mod op;
 mod optimise;
 pub mod optimiser;
 mod plan;
+mod probe;
 mod shape;
 mod store;
 mod tensor;
 
 pub use canonical::to_canonical_json;
+pub use cost::Cost;
 pub use digest::{BadDigest, Digest};
 pub use error::{GraphError, RunError};
 pub use gradient::{differentiate, differentiate_trainable, gradient_name};
@@ -31,6 +36,7 @@ pub use init::Init;
 pub use op::Op;
 pub use optimise::optimise;
 pub use plan::{Outputs, Plan};
+pub use probe::{probe_digest, probe_inputs};
 pub use shape::{ELEMENTS_MAX, RANK_MAX};
 pub use store::{ParamStore, StoreError};
 pub use tensor::{Params, Tensor};

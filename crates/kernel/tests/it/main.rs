@@ -1,5 +1,8 @@
 //! Black-box tests of the tensor engine.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
+mod artifact;
 mod cases;
 mod gradient;
 mod graph;
