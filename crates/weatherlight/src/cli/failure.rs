@@ -26,6 +26,11 @@ impl Failure {
         Self { code: Exit::Unavailable.code(), message: message.into() }
     }
 
+    /// Something that is needed is not there, for this reason.
+    pub fn unavailable_because(error: &(dyn Error + 'static)) -> Self {
+        Self::unavailable(chain(error))
+    }
+
     /// The data a person gave cannot be used.
     pub fn data(error: &(dyn Error + 'static)) -> Self {
         Self { code: DATA, message: chain(error) }

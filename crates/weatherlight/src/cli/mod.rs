@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod doctor;
 mod failure;
+mod kernels;
 mod serve;
 mod table;
 mod workers;
@@ -108,6 +109,9 @@ pub enum Command {
     /// List the workers of a running service, or restart one
     #[command(subcommand)]
     Workers(workers::Command),
+    /// List the kernels of the library
+    #[command(subcommand)]
+    Kernels(kernels::Command),
     /// Print a completion script for a shell
     #[command(
         after_help = "Example: weatherlight completions bash > /etc/bash_completion.d/weatherlight"
@@ -138,6 +142,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Doctor => doctor::run(global),
         Command::Status => workers::status(global),
         Command::Workers(command) => workers::run(global, &command),
+        Command::Kernels(command) => kernels::run(global, &command),
         Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
     }
 }

@@ -19,7 +19,7 @@ use crate::supervisor::{Build, Criticality, Row, WorkerError, build};
 /// Stop groups, in the order in which they stop: what takes in work first, what others stand on
 /// later, and the endpoint that shows it all last.
 mod stop {
-    /// Readers of the bus on behalf of a trainer.
+    /// What takes work from the bus.
     pub(super) const INTAKE: u8 = 6;
     /// What works for them.
     pub(super) const SERVICES: u8 = 5;
@@ -100,6 +100,8 @@ pub fn rows(parts: &Parts) -> Vec<Row> {
         row(settings, "oona.housekeeping", Parkable, &[], stop::BUS, housekeeping(parts)),
         row(settings, "weatherlight.probe", Parkable, BUS, stop::BUS, probe(parts)),
         row(settings, "oona.emergency", Critical, BUS, stop::INTAKE, emergency(parts)),
+        row(settings, "urza.prefetch", Critical, BUS, stop::INTAKE, prefetch(parts)),
+        row(settings, "urza.maintenance", Parkable, &[], stop::SERVICES, maintenance(parts)),
         row(settings, "nissa.ingest", Parkable, BUS, stop::OBSERVERS, ingest(parts)),
         row(settings, "weatherlight.telemetry", Parkable, BUS, stop::TELEMETRY, telemetry(parts)),
     ]
@@ -144,6 +146,34 @@ fn emergency(parts: &Parts) -> Build {
             tokio::try_join!(lane.run(context.stop.clone()), receiver.run(context.stop))?;
             Ok::<(), oona::BusError>(())
         }
+    })
+}
+
+fn prefetch(parts: &Parts) -> Build {
+    let parts = parts.clone();
+    build(move |context| {
+        let prefetcher = urza::Prefetcher {
+            bus: parts.bus.clone(),
+            library: parts.library.clone(),
+            demand: parts.demand.clone(),
+            config: urza::PrefetchConfig { group: GROUP.to_owned(), ..Default::default() },
+            metrics: parts.metrics.urza.clone(),
+            heartbeat: context.heartbeat,
+        };
+        prefetcher.run(context.stop)
+    })
+}
+
+fn maintenance(parts: &Parts) -> Build {
+    let parts = parts.clone();
+    build(move |context| {
+        let maintenance = urza::Maintenance {
+            library: parts.library.clone(),
+            demand: parts.demand.clone(),
+            config: urza::MaintenanceConfig::default(),
+            heartbeat: context.heartbeat,
+        };
+        maintenance.run(context.stop)
     })
 }
 

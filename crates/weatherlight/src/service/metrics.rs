@@ -87,10 +87,10 @@ impl AllMetrics {
     }
 
     /// What the subsystems of this process count, under the dotted names of the telemetry packet.
-    pub(super) fn points(&self) -> Vec<MetricPoint> {
+    pub(super) fn points(&self, bus: &oona::Bus) -> Vec<MetricPoint> {
         let mut points = self.urza.snapshot();
-        let bus = self.oona.points().into_iter();
-        points.extend(bus.map(|(name, value)| super::telemetry::point(name, value, "count")));
+        let counted = bus.points().into_iter();
+        points.extend(counted.map(|(name, value)| super::telemetry::point(name, value, "count")));
         points
     }
 }

@@ -66,6 +66,8 @@ pub struct Parts {
     pub bus: Bus,
     /// The library.
     pub library: urza::Library,
+    /// The way to whoever builds what is missing.
+    pub demand: urza::Demand,
 }
 
 /// Opens the bus and makes the service's groups, so that what is sent from now on is served.

@@ -124,6 +124,7 @@ async fn boot(
         board,
         bus,
         library,
+        demand: urza::Demand::nobody(),
     };
     let rows = boot_table::rows(&parts);
     // A plain service needs the parts nowhere else.

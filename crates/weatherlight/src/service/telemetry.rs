@@ -104,7 +104,7 @@ impl Telemetry {
         self.heartbeat.beat("publish");
         let packet = packet(
             &self.health.borrow(),
-            self.metrics.points(),
+            self.metrics.points(&self.bus),
             &self.emergency.borrow(),
             last_error,
             SystemTime::now(),
