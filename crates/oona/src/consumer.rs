@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::bus::{Names, Pulse};
 use crate::check::{Checker, order_key};
 use crate::delivery::{Delivery, Receipt};
 use crate::error::BusError;
 use crate::fill::{Filler, Ready};
 use crate::log::{Log, Seat};
 use crate::metrics::{Consumed, Metrics};
+use crate::shared::{Names, Pulse};
 use crate::stream::Stream;
 use crate::work::Work;
 
@@ -174,8 +174,6 @@ impl Consumer {
 
     fn hand_out(&self, ready: Ready) -> Delivery {
         let checked = ready.checked;
-        let keyed = self.spec.order == Order::PerKey;
-        let key = order_key(&checked.message).filter(|_| keyed).map(str::to_owned);
         let received_at = Instant::now();
         self.post.metrics.count_consume(self.post.stream, Consumed::Delivered);
         Delivery {
@@ -189,7 +187,6 @@ impl Consumer {
                 post: Arc::clone(&self.post),
                 entry: checked.id,
                 attempt: checked.attempt,
-                key,
                 received_at,
                 settled: false,
             },

@@ -73,7 +73,6 @@ pub struct Receipt {
     pub(crate) post: Arc<Post>,
     pub(crate) entry: EntryId,
     pub(crate) attempt: u32,
-    pub(crate) key: Option<String>,
     pub(crate) received_at: Instant,
     pub(crate) settled: bool,
 }
@@ -149,7 +148,7 @@ async fn ack_group(receipts: &mut [Receipt]) -> Result<(), BusError> {
 impl Drop for Receipt {
     fn drop(&mut self) {
         if !self.settled {
-            self.post.work.let_go(self.entry, self.key.as_deref());
+            self.post.work.let_go(self.entry);
         }
     }
 }

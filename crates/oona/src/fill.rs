@@ -15,7 +15,7 @@ use crate::check::{Checked, Checker, Refusal, Verdict};
 use crate::consumer::Post;
 use crate::entry::{EntryId, RawEntry};
 use crate::error::{BusError, LogError};
-use crate::log::{ConsumerSeen, NonceClaim, PendingEntry, PendingOf, Reader};
+use crate::log::{NonceClaim, Reader};
 use crate::metrics::{BreakerName, Consumed};
 
 /// Longest time between two looks at the group: heartbeat, lost consumers.
@@ -56,15 +56,15 @@ struct Batch {
 /// Fetches batches for one consumer. Moves into the future that fetches, and out again.
 #[derive(Debug)]
 pub(crate) struct Filler {
-    post: Arc<Post>,
+    pub(crate) post: Arc<Post>,
     checker: Checker,
     reader: Reader,
-    limits: Limits,
-    batch_max: usize,
+    pub(crate) limits: Limits,
+    pub(crate) batch_max: usize,
     breaker: Breaker,
     /// Whether the group is known to have existed.
     ensured: bool,
-    next_tick: Instant,
+    pub(crate) next_tick: Instant,
     pause: Duration,
     /// When the outage that lasts was last reported.
     outage_logged: Option<Instant>,
@@ -133,7 +133,7 @@ impl Filler {
             return Err(error);
         }
         for id in &batch.refused {
-            self.post.work.let_go(*id, None);
+            self.post.work.let_go(*id);
         }
         Ok(batch.checked.into_iter().map(|checked| Ready { checked }).collect())
     }
@@ -169,94 +169,6 @@ impl Filler {
             block = block.min(due - now);
         }
         self.reader.read(self.batch_max, block).await
-    }
-
-    async fn renew(&self) -> Result<(), LogError> {
-        match self.post.renew().await {
-            Err(BusError::Log(error)) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// Claims what the dead hold at once, what the silent hold after the idle time, and what this
-    /// consumer was given without ever seeing it.
-    async fn take_over(&mut self, seen: &[ConsumerSeen]) -> Result<Vec<RawEntry>, LogError> {
-        let post = Arc::clone(&self.post);
-        let mut wanted: Vec<PendingEntry> = Vec::new();
-        let mut others = false;
-        for consumer in seen.iter().filter(|consumer| consumer.pending > 0) {
-            let own = consumer.name == post.seat.consumer;
-            let dead = consumer.beat_age.is_some_and(|age| age > self.limits.consumer_ttl);
-            let held = u64::try_from(post.work.len()).unwrap_or(u64::MAX);
-            if own && consumer.pending <= held {
-                continue;
-            }
-            if own || dead {
-                let of = PendingOf::Consumer(&consumer.name);
-                // Own entries that are held come first in the list: look past them.
-                let count = self.batch_max + if own { post.work.len() } else { 0 };
-                wanted.extend(post.log.pending(&post.seat, of, count).await?);
-            } else {
-                others = true;
-            }
-        }
-        if others {
-            let of = PendingOf::Idle(post.claim_idle);
-            wanted.extend(post.log.pending(&post.seat, of, self.batch_max).await?);
-        }
-        wanted.retain(|entry| !post.work.holds(entry.id));
-        wanted.sort_by_key(|entry| entry.id);
-        wanted.dedup_by_key(|entry| entry.id);
-        if wanted.len() > self.batch_max {
-            wanted.truncate(self.batch_max);
-            self.next_tick = Instant::now();
-        }
-        self.claim_entries(wanted).await
-    }
-
-    /// Claims, but gives up what has been delivered too often: its handler crashes each time.
-    async fn claim_entries(&self, wanted: Vec<PendingEntry>) -> Result<Vec<RawEntry>, LogError> {
-        let post = &self.post;
-        let (hopeless, wanted): (Vec<_>, Vec<_>) =
-            wanted.into_iter().partition(|entry| entry.deliveries >= post.attempts_max);
-        for entry in hopeless {
-            let reason = "never acknowledged: its handler crashed or hung each time";
-            match post.bury(entry.id, entry.deliveries, reason).await {
-                Err(BusError::Log(error)) => return Err(error),
-                _ => post.work.let_go(entry.id, None),
-            }
-        }
-        let claimed = post.log.claim(&post.seat, &wanted).await?;
-        if !claimed.is_empty() {
-            let entries = u64::try_from(claimed.len()).unwrap_or(u64::MAX);
-            post.metrics.count_claimed(post.stream, entries);
-            tracing::info!(stream = %post.stream, entries, "entries of a lost consumer taken over");
-        }
-        Ok(claimed)
-    }
-
-    /// Fetches entries of this consumer once more; the log counts the delivery.
-    async fn retry(&self, due: &[EntryId]) -> Result<Vec<RawEntry>, LogError> {
-        let post = &self.post;
-        let count = self.batch_max + post.work.len();
-        let of = PendingOf::Consumer(&post.seat.consumer);
-        let mut mine = post.log.pending(&post.seat, of, count).await?;
-        mine.retain(|entry| due.contains(&entry.id));
-        for id in due.iter().filter(|id| mine.iter().all(|entry| entry.id != **id)) {
-            // Taken over by somebody else meanwhile, or trimmed.
-            post.work.let_go(*id, None);
-        }
-        mine.truncate(self.batch_max);
-        for entry in &mut mine {
-            entry.idle = Duration::ZERO;
-        }
-        let claimed = post.log.claim(&post.seat, &mine).await?;
-        for entry in &mine {
-            if claimed.iter().all(|got| got.id != entry.id) {
-                post.work.let_go(entry.id, None);
-            }
-        }
-        Ok(claimed)
     }
 
     /// Everything that needs no log.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
 use crate::entry::EntryId;
-use crate::error::BusError;
+use crate::error::{BusError, LogError};
 use crate::heartbeat::Heartbeat;
 use crate::log::{GroupInfo, PendingOf, Seat};
 use crate::stream::Stream;
@@ -74,7 +74,11 @@ impl Housekeeping {
         for post in self.bus.posts() {
             // One that holds nothing is given its heartbeat by its own reading.
             if post.work.len() > 0 {
-                post.log.tick(&post.seat).await?;
+                match post.log.tick(&post.seat).await {
+                    // The consumer will find that out and make the group again.
+                    Err(LogError::NoGroup { .. }) => continue,
+                    seen => drop(seen?),
+                }
                 post.renew().await?;
             }
         }

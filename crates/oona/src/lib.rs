@@ -28,7 +28,9 @@ mod housekeeping;
 mod log;
 mod metrics;
 mod publish;
+mod shared;
 mod stream;
+mod takeover;
 mod work;
 
 pub use bus::Bus;

@@ -22,8 +22,9 @@ pub(crate) struct Work {
 #[derive(Debug, Default)]
 struct Held {
     entries: HashMap<EntryId, Item>,
-    /// Which entry a key waits for.
+    /// Which entry a key waits for, and the other way round.
     busy: HashMap<String, EntryId>,
+    keys: HashMap<EntryId, String>,
     /// Acknowledgements that did not reach the log; they are sent again before the next read.
     owed: Vec<EntryId>,
 }
@@ -34,6 +35,15 @@ enum Item {
     Held,
     /// Failed; to be fetched again at that time.
     Retry(Instant),
+}
+
+impl Held {
+    fn let_go(&mut self, id: EntryId) {
+        self.entries.remove(&id);
+        if let Some(key) = self.keys.remove(&id) {
+            self.busy.remove(&key);
+        }
+    }
 }
 
 impl Work {
@@ -50,15 +60,8 @@ impl Work {
     }
 
     /// Forgets an entry that is settled, or that shall be found by the search for lost ones.
-    pub(crate) fn let_go(&self, id: EntryId, key: Option<&str>) {
-        let mut held = self.held();
-        held.entries.remove(&id);
-        if let Some(key) = key
-            && held.busy.get(key) == Some(&id)
-        {
-            held.busy.remove(key);
-        }
-        drop(held);
+    pub(crate) fn let_go(&self, id: EntryId) {
+        self.held().let_go(id);
         self.changed.notify_one();
     }
 
@@ -75,6 +78,7 @@ impl Work {
             Some(owner) => *owner == id,
             None => {
                 held.busy.insert(key.to_owned(), id);
+                held.keys.insert(id, key.to_owned());
                 true
             }
         }
@@ -125,8 +129,10 @@ impl Work {
         let mut held = self.held();
         held.owed.retain(|id| !ids.contains(id));
         for id in ids {
-            held.entries.remove(id);
+            held.let_go(*id);
         }
+        drop(held);
+        self.changed.notify_one();
     }
 }
 
@@ -148,7 +154,7 @@ mod tests {
         work.retry_at(id(1), Instant::now() + Duration::from_secs(1));
         assert!(!work.reserve("run", id(2)), "a retry keeps its place");
         assert!(work.reserve("run", id(1)));
-        work.let_go(id(1), Some("run"));
+        work.let_go(id(1));
         assert!(work.reserve("run", id(2)));
     }
 

@@ -116,3 +116,44 @@ async fn nothing_published_is_lost_by_kill_9() {
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), (0..200).collect::<Vec<_>>());
 }
+
+const VICTIM: &str = "OONA_TEST_CRASHES_ON";
+
+/// Not a test of its own: what the next test runs. Its handler takes the process down at once.
+#[tokio::test]
+async fn child_that_crashes_on_its_first_message() {
+    let Ok(path) = std::env::var(VICTIM) else { return };
+    let config = Config { log: LogChoice::Embedded { path: path.into() }, ..Config::default() };
+    let bus = Bus::open(config, keyring(), Metrics::detached()).await.unwrap();
+    let _delivery = recv(&mut consumer(&bus, Stream::Normal)).await;
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+        .unwrap();
+}
+
+/// Even a handler that kills the process before the log could write is counted.
+#[tokio::test]
+async fn poison_that_kills_the_process_becomes_a_dead_letter() {
+    let rig = Rig::embedded();
+    let LogChoice::Embedded { path } = &rig.config.log else { unreachable!() };
+    let bus = rig.bus().await;
+    publish(&bus, &state("run", 1)).await;
+    drop(bus);
+    for _ in 0..rig.config.attempts_max {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "embedded::child_that_crashes_on_its_first_message"])
+            .env(VICTIM, path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(!status.success());
+    }
+    let bus = rig.bus().await;
+    publish(&bus, &state("run", 2)).await;
+    let delivery = recv(&mut consumer(&bus, Stream::Normal)).await;
+    assert_eq!(epoch(&delivery), 2);
+    delivery.ack().await.unwrap();
+    let letters = bus.dead_letters(oona::EntryId::ZERO, 10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].attempts, rig.config.attempts_max);
+}

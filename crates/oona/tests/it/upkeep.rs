@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::rig::*;
 
 crate::on_both_logs!(
+    streams_that_do_not_exist_are_no_fault,
     what_everybody_acknowledged_is_trimmed_by_length,
     what_somebody_needs_is_never_trimmed,
     an_abandoned_group_does_not_hold_for_ever,
@@ -17,6 +18,17 @@ crate::on_both_logs!(
 
 async fn ids(bus: &Bus) -> Vec<EntryId> {
     bus.peek(Stream::Normal, EntryId::ZERO, 1000).await.unwrap().iter().map(|e| e.id).collect()
+}
+
+async fn streams_that_do_not_exist_are_no_fault(rig: Rig) {
+    let bus = rig.bus().await;
+    for stream in Stream::ALL {
+        bus.sweep(stream).await.unwrap();
+        assert_eq!(bus.len(stream).await.unwrap(), 0);
+        assert_eq!(bus.depth(stream, GROUP).await.unwrap(), 0);
+        assert_eq!(bus.peek(stream, EntryId::ZERO, 10).await.unwrap(), []);
+        bus.remove_group(stream, GROUP).await.unwrap();
+    }
 }
 
 async fn what_everybody_acknowledged_is_trimmed_by_length(rig: Rig) {

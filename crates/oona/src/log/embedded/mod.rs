@@ -7,10 +7,12 @@
 //! disk; acknowledgements and claims are written in order behind it. A crash therefore loses nothing
 //! that was published, and at worst repeats what was handled in the last milliseconds.
 //!
-//! `state` is memory, `file` the tables, `writer` the commits, `read` and `ops` what a log offers.
+//! `state` is memory, `file` the tables, `writer` the commits; `read`, `nonces` and `ops` are what a
+//! log offers.
 
 mod file;
 mod lock;
+mod nonces;
 mod ops;
 mod read;
 mod state;
@@ -28,16 +30,15 @@ use crate::config::Config;
 use crate::entry::EntryId;
 use crate::error::{BusError, LogError};
 
+use self::nonces::Nonces;
 pub(crate) use self::read::EmbeddedReader;
 use self::state::Core;
-use self::writer::Nonces;
 
 /// Appends waiting for their commit; more wait for a place. Bounds memory to this many entries.
 const APPENDS_WAITING_MAX: usize = 8192;
 
-/// How long to wait for a lock that this very process holds: a bus that was just dropped keeps it
-/// until its last commit has ended.
-const OWN_LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How long to wait for the lock: a holder that is just ending keeps it until its last commit.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// A log in one local file. Cheap to clone; the file is closed with the last clone.
 #[derive(Clone)]
@@ -82,7 +83,7 @@ impl EmbeddedLog {
     /// Opens or makes the file, and locks it for this process.
     pub(crate) async fn open(path: PathBuf, config: &Config) -> Result<Self, BusError> {
         let period_ms = u64::try_from(config.claim_ttl().as_millis()).unwrap_or(u64::MAX).max(1);
-        let deadline = Instant::now() + OWN_LOCK_WAIT;
+        let deadline = Instant::now() + LOCK_WAIT;
         loop {
             let path = path.clone();
             let opened = tokio::task::spawn_blocking(move || Self::open_now(path, period_ms));
@@ -91,10 +92,8 @@ impl EmbeddedLog {
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             };
             match opened {
-                Err(BusError::Locked { pid: Some(pid), .. })
-                    if pid == std::process::id() && Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(OWN_LOCK_WAIT / 50).await;
+                Err(BusError::Locked { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOCK_WAIT / 50).await;
                 }
                 other => return other,
             }

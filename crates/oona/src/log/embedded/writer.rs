@@ -3,56 +3,21 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use redb::{ReadableDatabase as _, ReadableTable as _, TableHandle as _};
+use redb::ReadableTable as _;
 use tokio::sync::oneshot;
 
-use super::file::{CLAIMS_PREFIX, CURSORS, ClaimsTable, ENTRIES, GROUPS, PENDING, STREAMS, key};
+use super::file::{CURSORS, ENTRIES, GROUPS, PENDING, STREAMS, key};
+use super::nonces::Owner;
 use super::state::{Change, Core, StreamNo};
 use super::{EmbeddedLog, Shared};
 use crate::entry::EntryId;
 use crate::error::LogError;
-use crate::log::NonceClaim;
 
 /// How long acknowledgements and claims wait for a commit to share; a crash within repeats them.
 const LINGER: Duration = Duration::from_millis(5);
-
-/// What a nonce belongs to.
-pub(super) type Owner = (StreamNo, EntryId);
-
-/// Claims that the file does not hold yet.
-#[derive(Debug)]
-pub(super) struct Nonces {
-    fresh: HashMap<String, Owner>,
-    /// On their way to the file.
-    leaving: Arc<HashMap<String, Owner>>,
-    /// Up to which period old tables are known to be gone.
-    purged: u64,
-    /// Claims live at least one period and at most two.
-    period_ms: u64,
-}
-
-impl Nonces {
-    pub(super) fn new(period_ms: u64) -> Self {
-        Self { fresh: HashMap::new(), leaving: Arc::default(), purged: 0, period_ms }
-    }
-
-    fn period(&self) -> u64 {
-        leyline::time::now_unix_ms() / self.period_ms
-    }
-
-    fn owner(&self, nonce: &str) -> Option<Owner> {
-        self.fresh.get(nonce).or_else(|| self.leaving.get(nonce)).copied()
-    }
-
-    /// Hands the fresh claims to the writer; they are still found here until it is done.
-    fn send_off(&mut self) -> Arc<HashMap<String, Owner>> {
-        self.leaving = Arc::new(std::mem::take(&mut self.fresh));
-        Arc::clone(&self.leaving)
-    }
-}
 
 /// What a commit did that memory has to follow.
 #[derive(Default)]
@@ -90,10 +55,6 @@ impl Shared {
             self.urgent.notify_one();
         }
         Ok(())
-    }
-
-    fn nonces(&self) -> MutexGuard<'_, Nonces> {
-        self.nonces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write_all(&self) {
@@ -228,39 +189,6 @@ impl Shared {
         Ok(())
     }
 
-    fn write_claims(
-        &self,
-        write: &redb::WriteTransaction,
-        claims: &HashMap<String, Owner>,
-    ) -> Result<(), redb::Error> {
-        if claims.is_empty() {
-            return Ok(());
-        }
-        let (period, purged) = {
-            let nonces = self.nonces();
-            (nonces.period(), nonces.purged)
-        };
-        let name = format!("{CLAIMS_PREFIX}{period}");
-        let mut table = write.open_table(ClaimsTable::new(&name))?;
-        for (nonce, (stream, id)) in claims {
-            table.insert(nonce.as_str(), key(*stream, *id))?;
-        }
-        drop(table);
-        if purged == period {
-            return Ok(());
-        }
-        let old: Vec<String> = write
-            .list_tables()?
-            .map(|table| table.name().to_owned())
-            .filter(|name| is_older(name, period.saturating_sub(1)))
-            .collect();
-        for name in old {
-            write.delete_table(ClaimsTable::new(&name))?;
-        }
-        self.nonces().purged = period;
-        Ok(())
-    }
-
     /// Lets memory follow what is on disk now.
     fn follow(&self, done: Done) {
         let mut core = self.core();
@@ -272,70 +200,11 @@ impl Shared {
             core.became_visible(stream, count, last);
         }
         drop(core);
-        self.nonces().leaving = Arc::default();
+        self.nonces().arrived();
     }
-
-    /// Claims in memory, looking at the file for older owners.
-    fn claim_now(
-        &self,
-        stream: StreamNo,
-        wanted: Vec<(String, EntryId)>,
-    ) -> Result<Vec<NonceClaim>, redb::Error> {
-        // Held over the look-ups: a claim is either here or in the file, and never in neither.
-        let mut nonces = self.nonces();
-        let read = self.db.begin_read()?;
-        let period = nonces.period();
-        let mut tables = Vec::new();
-        for period in [Some(period), period.checked_sub(1)].into_iter().flatten() {
-            match read.open_table(ClaimsTable::new(&format!("{CLAIMS_PREFIX}{period}"))) {
-                Ok(table) => tables.push(table),
-                Err(redb::TableError::TableDoesNotExist(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let mut claims = Vec::with_capacity(wanted.len());
-        for (nonce, id) in wanted {
-            let mut owner = nonces.owner(&nonce);
-            for table in &tables {
-                if owner.is_none() {
-                    let row = table.get(nonce.as_str())?.map(|row| row.value());
-                    owner = row.map(|(stream, ms, seq)| (stream, EntryId { ms, seq }));
-                }
-            }
-            claims.push(match owner {
-                Some(owner) if owner == (stream, id) => NonceClaim::Again,
-                Some(_) => NonceClaim::Replay,
-                None => {
-                    nonces.fresh.insert(nonce, (stream, id));
-                    NonceClaim::First
-                }
-            });
-        }
-        Ok(claims)
-    }
-}
-
-fn is_older(table: &str, than: u64) -> bool {
-    table
-        .strip_prefix(CLAIMS_PREFIX)
-        .and_then(|period| period.parse::<u64>().ok())
-        .is_some_and(|period| period < than)
 }
 
 impl EmbeddedLog {
-    pub(crate) async fn claim_nonces(
-        &self,
-        stream: &str,
-        nonces: Vec<(String, EntryId)>,
-    ) -> Result<Vec<NonceClaim>, LogError> {
-        let number = self.0.core().ensure_stream(stream).number;
-        let shared = Arc::clone(&self.0);
-        let claimed = tokio::task::spawn_blocking(move || {
-            shared.claim_now(number, nonces).map_err(|error| shared.storage(error))
-        });
-        claimed.await.unwrap_or_else(|_| Err(self.0.closed()))
-    }
-
     /// Waits until everything so far is on disk.
     pub(crate) async fn flush(&self) -> Result<(), LogError> {
         let ticket = self.0.core().ticket();
