@@ -1,0 +1,148 @@
+//! A compile job: what it builds, its key, and the seed of its weights.
+
+use karn::{Blueprint, Parameters, ParametersError, Site};
+use kernel::Digest;
+use urza::{JobKey, Role};
+
+use crate::config::Config;
+
+/// Version of what the forge makes: graphs of the templates, starting weights and file format. It is part of every job's
+/// key, so that a newer forge builds everything anew instead of handing out what an older one made.
+pub const ENGINE: &str = "weatherlight-1";
+
+/// What to compile.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    blueprint: &'static Blueprint,
+    parameters: Parameters,
+    site: Site,
+    seed: u64,
+}
+
+impl Job {
+    /// The default artifact of a blueprint: its midpoints, at the forge's site.
+    pub fn of(blueprint: &'static Blueprint, config: &Config) -> Self {
+        let parameters = blueprint.midpoints();
+        Self { blueprint, parameters, site: config.site, seed: config.seed }
+    }
+
+    /// A blueprint with these parameters at this site.
+    ///
+    /// # Errors
+    /// [`ParametersError`] names every parameter at fault.
+    pub fn with(
+        blueprint: &'static Blueprint,
+        parameters: Parameters,
+        site: Site,
+        config: &Config,
+    ) -> Result<Self, ParametersError> {
+        blueprint.check(&parameters)?;
+        Ok(Self { blueprint, parameters, site, seed: config.seed })
+    }
+
+    /// The blueprint.
+    pub fn blueprint(&self) -> &'static Blueprint {
+        self.blueprint
+    }
+
+    /// Checked parameter values.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The site it is built for.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// What makes two jobs the same: blueprint, parameters, site, and the engine with its seed number.
+    pub fn key(&self) -> JobKey {
+        JobKey {
+            blueprint: self.blueprint.id().clone(),
+            parameters: self
+                .parameters
+                .iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            site: self.site.to_string(),
+            engine: format!("{ENGINE}+seed{}", self.seed),
+        }
+    }
+
+    /// Whether the artifact answers whoever asks for its blueprint alone.
+    pub fn role(&self, config: &Config) -> Role {
+        if *self == Self::of(self.blueprint, config) { Role::Default } else { Role::Variant }
+    }
+
+    /// Seed of the starting weights: the first 8 bytes, big-endian, of the key's digest. It follows from blueprint,
+    /// parameters, site, engine and seed number, and from nothing else.
+    pub fn weight_seed(&self) -> u64 {
+        let digest: Digest = self.key().digest();
+        let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+/// How carefully a job is done. Recorded with the artifact; its bytes do not depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// The default.
+    Standard,
+    /// While the forge is in conservative mode.
+    Conservative,
+}
+
+impl Strategy {
+    /// Both, in the order in which they are reported.
+    pub const ALL: [Self; 2] = [Self::Standard, Self::Conservative];
+
+    /// Its name in records and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Conservative => "conservative",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(id: &str) -> Job {
+        let blueprint = karn::find(&id.into()).unwrap();
+        Job::of(blueprint, &Config::default())
+    }
+
+    #[test]
+    fn the_weights_depend_on_everything_in_the_key() {
+        let block = job("BP009");
+        let deeper = [("depth", 4.0)].into_iter().collect();
+        let config = Config::default();
+        let wider = Config { site: Site::Vector { features: 33 }, ..config.clone() };
+        let others = [
+            job("BP008"),
+            Job::with(block.blueprint, deeper, config.site, &config).unwrap(),
+            Job::of(block.blueprint, &wider),
+            Job::of(block.blueprint, &Config { seed: 1, ..config.clone() }),
+        ];
+        assert_eq!(block.weight_seed(), job("BP009").weight_seed());
+        for other in others {
+            assert_ne!(other.weight_seed(), block.weight_seed(), "{other:?}");
+            assert_ne!(other.key().digest(), block.key().digest(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn only_midpoints_at_the_configured_site_are_the_default() {
+        let (config, block) = (Config::default(), job("BP009"));
+        assert_eq!(block.role(&config), Role::Default);
+        let same = Job::with(block.blueprint, block.blueprint.midpoints(), config.site, &config);
+        assert_eq!(same.unwrap().role(&config), Role::Default);
+        let deeper = [("depth", 4.0)].into_iter().collect();
+        let deeper = Job::with(block.blueprint, deeper, config.site, &config).unwrap();
+        assert_eq!(deeper.role(&config), Role::Variant);
+        let unknown = [("dept", 4.0)].into_iter().collect();
+        assert!(Job::with(block.blueprint, unknown, config.site, &config).is_err());
+    }
+}
