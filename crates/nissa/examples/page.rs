@@ -121,7 +121,7 @@ impl Feed {
             self.report(at, "seed-0", "BP004", FieldReportOutcome::Success);
         }
         self.say(at, state(epoch, at, &plan));
-        if epoch % 5 == 0 {
+        if epoch.is_multiple_of(5) {
             let latency = if scene == "trouble" { 31.0 } else { 6.5 };
             self.say(
                 at,
@@ -137,7 +137,7 @@ impl Feed {
                 ),
             );
         }
-        if epoch % 20 == 0 {
+        if epoch.is_multiple_of(20) {
             self.say(
                 at,
                 telemetry("weatherlight", at, &[("weatherlight.tasks.running", 12.0)], scene),

@@ -55,14 +55,23 @@ impl Board {
                 let text = format!("{}: {}", failed.blueprint_id, failed.reason);
                 self.note(sent_ms, Severity::Warning, "urabrask", "bsds_failed", text)
             }
-            Message::PrefetchRequest(request) => self.kernels.asked(request, sent_ms).into(),
-            Message::PrefetchReady(ready) => self.kernels.is_ready(ready, sent_ms).into(),
+            Message::PrefetchRequest(request) => {
+                self.kernels.asked(request, sent_ms);
+                Applied::default()
+            }
+            Message::PrefetchReady(ready) => {
+                self.kernels.is_ready(ready, sent_ms);
+                Applied::default()
+            }
             Message::PrefetchError(error) => {
                 self.kernels.failed(error, sent_ms);
                 let text = format!("{}: {}", error.blueprint_id, error.reason);
                 self.note(sent_ms, Severity::Warning, "urza", "kernel_error", text)
             }
-            Message::CatalogUpdate(update) => self.kernels.was_compiled(update).into(),
+            Message::CatalogUpdate(update) => {
+                self.kernels.was_compiled(update);
+                Applied::default()
+            }
             Message::PolicyUpdate(_) | Message::Benchmark(_) => Applied::default(),
         }
     }
@@ -192,12 +201,6 @@ impl Board {
         let (source, name) = (source.to_owned(), name.to_owned());
         self.events.push(Event { at_ms, severity, source, name, text });
         Applied::default()
-    }
-}
-
-impl From<()> for Applied {
-    fn from((): ()) -> Self {
-        Self::default()
     }
 }
 

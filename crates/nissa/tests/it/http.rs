@@ -11,6 +11,9 @@ use crate::support::{ask, get, healthy, serve};
 
 const TOKEN: &str = "0123456789abcdef0123";
 
+/// Path, headers, expected status.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
+
 fn with_token() -> HttpConfig {
     HttpConfig { token: Some(Token::new(TOKEN).unwrap()), ..HttpConfig::default() }
 }
@@ -187,7 +190,7 @@ async fn other_sites_are_refused() {
     serve(config, |server| async move {
         let own = format!("http://{}", server.address);
         let link = ("sec-fetch-mode", "navigate");
-        let cases: [(&str, &[(&str, &str)], u16); 11] = [
+        let cases: [Case; 11] = [
             ("/v1/state", &[("origin", &own)], 200),
             ("/v1/state", &[("origin", "http://evil.example")], 403),
             ("/v1/state", &[("origin", "null")], 403),

@@ -1,4 +1,5 @@
 //! Black-box tests: real listeners, the embedded bus, nothing but public names.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod bounds;
 mod contract;
