@@ -279,8 +279,14 @@ fn state(epoch: u32, at: u64, plan: &[(&str, S, f32, f32)]) -> SystemStatePacket
             .map(|(id, stage, alpha, parameters)| SeedState {
                 seed_id: (*id).to_owned(),
                 stage: (*stage).into(),
-                metrics: [("alpha".to_owned(), *alpha), ("parameters".to_owned(), *parameters)]
-                    .into(),
+                metrics: [
+                    ("alpha".to_owned(), *alpha),
+                    (
+                        "parameters".to_owned(),
+                        if *stage == S::SeedStageDormant { 0.0 } else { *parameters },
+                    ),
+                ]
+                .into(),
                 risk_score: 0.2,
                 ..SeedState::default()
             })
