@@ -106,10 +106,16 @@ impl RedisLog {
         let mut pipe = redis::pipe();
         pipe.add_command(xadd(stream, fields));
         pipe.cmd("XINFO").arg("GROUPS").arg(stream);
-        let (id, info) =
-            self.ask_many::<(redis::Value, redis::Value)>(operation, urgent, &pipe).await?;
-        let id = entry_id(&id).ok_or(LogError::Reply { operation })?;
-        Ok((id, groups(info).ok_or(LogError::Reply { operation })?))
+        pipe.ignore_errors();
+        let answers: Vec<Result<redis::Value, RedisError>> =
+            self.ask_many(operation, urgent, &pipe).await?;
+        let mut answers = answers.into_iter();
+        let appended = answers.next().ok_or(LogError::Reply { operation })?;
+        let appended = appended.map_err(|source| self.fault(operation, source))?;
+        let id = entry_id(&appended).ok_or(LogError::Reply { operation })?;
+        // Once appended it is appended, whether or not the backlog could be seen.
+        let seen = answers.next().and_then(Result::ok).and_then(groups);
+        Ok((id, seen.unwrap_or_default()))
     }
 
     pub(crate) async fn now_ms(&self) -> Result<u64, LogError> {
