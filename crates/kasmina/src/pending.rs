@@ -90,14 +90,18 @@ impl Table {
 
     /// Records an order, due at once. Recorded before it is sent, so that no answer is too early.
     pub(crate) fn record(&mut self, order: FetchOrder, now: Instant) {
-        let pending = Pending {
-            ordered: now,
-            attempts: 0,
-            phase: Phase::Due { at: now },
-            last: None,
-            order,
-        };
+        let pending =
+            Pending { ordered: now, attempts: 0, phase: Phase::Due { at: now }, last: None, order };
         self.pending.insert(pending.order.request.clone(), pending);
+    }
+
+    /// Makes what was being opened by a run that has ended due again.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        for pending in self.pending.values_mut() {
+            if pending.phase == Phase::Opening {
+                pending.phase = Phase::Due { at: now };
+            }
+        }
     }
 
     /// Takes the orders that are due, marking them as asked.
@@ -115,9 +119,8 @@ impl Table {
 
     /// Takes the requests whose answer is overdue.
     pub(crate) fn overdue(&self, now: Instant) -> Vec<RequestId> {
-        let late = |pending: &&Pending| {
-            matches!(pending.phase, Phase::Asked { until } if until <= now)
-        };
+        let late =
+            |pending: &&Pending| matches!(pending.phase, Phase::Asked { until } if until <= now);
         self.pending.values().filter(late).map(|pending| pending.order.request.clone()).collect()
     }
 

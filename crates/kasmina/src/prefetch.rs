@@ -12,7 +12,9 @@ use futures_util::stream::FuturesUnordered;
 use leyline::Message;
 use leyline::ids::{BlueprintId, RequestId, RunId};
 use leyline::time::{now_unix_ms, timestamp};
-use leyline::wire::{KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, MessagePriority};
+use leyline::wire::{
+    KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, MessagePriority,
+};
 use oona::{Bus, BusError, Heartbeat, Stream};
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::time::Instant;
@@ -250,7 +252,12 @@ impl Prefetch {
 
     /// Puts a result where the training thread finds it. It holds more than a seed each; should it
     /// be full all the same, the seed manager's own deadline ends the wait.
-    fn deliver(&self, state: &State, order: FetchOrder, result: Result<FetchedKernel, FetchFailure>) {
+    fn deliver(
+        &self,
+        state: &State,
+        order: FetchOrder,
+        result: Result<FetchedKernel, FetchFailure>,
+    ) {
         let fetched = Fetched { request: order.request, seed: order.seed, result };
         if state.results.try_send(fetched).is_err() {
             self.metrics.results_undelivered.inc();

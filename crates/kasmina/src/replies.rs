@@ -130,16 +130,19 @@ async fn hand_over(delivery: Delivery, replies: &mpsc::Sender<Reply>, metrics: &
     let answer = match &delivery.message {
         Message::PrefetchReady(ready) => Answer::Ready(ready.clone()),
         Message::PrefetchError(error) => Answer::Error(error.clone()),
-        Message::CatalogUpdate(_) => return ignore(delivery, metrics, Ignored::CatalogUpdate).await,
+        Message::CatalogUpdate(_) => {
+            return ignore(delivery, metrics, Ignored::CatalogUpdate).await;
+        }
         _ => return ignore(delivery, metrics, Ignored::Other).await,
     };
     let (done, effect) = oneshot::channel();
-    let handled = async {
-        replies.send(Reply { answer, done }).await.is_ok() && effect.await.is_ok()
-    };
+    let handled =
+        async { replies.send(Reply { answer, done }).await.is_ok() && effect.await.is_ok() };
     match tokio::time::timeout(HANDLE_TIMEOUT, handled).await {
         Ok(true) => settle(delivery.ack().await),
-        Ok(false) | Err(_) => settle(delivery.fail("the coordinator did not take the answer").await),
+        Ok(false) | Err(_) => {
+            settle(delivery.fail("the coordinator did not take the answer").await)
+        }
     }
 }
 

@@ -1,0 +1,8 @@
+//! Black-box tests of the seed manager and of the coordinator on the embedded bus.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod commands;
+mod life;
+mod rig;
+mod telemetry;
