@@ -24,6 +24,11 @@ const OWN_OBJECTIVE: &str = "nissa.ingest";
 /// Longest wait for an acknowledgement; the bus goes on trying after it.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Between two looks at the backlog.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Longest wait for one stream's backlog.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The streams that say something about the system. Of kernel traffic the requests and both answers
 /// are read, so that the page can join them.
 pub const STREAMS: [Stream; 6] = [
@@ -110,6 +115,7 @@ struct Desk {
     board: Board,
     published: u64,
     next_publish: Instant,
+    next_look: Instant,
 }
 
 impl Ingest {
@@ -120,13 +126,17 @@ impl Ingest {
     pub async fn run(self, stop: CancellationToken) -> Result<(), IngestError> {
         let mut lanes = Lanes::new(&self.bus, &self.config);
         let board = Board::clone(&self.board.borrow());
-        let mut desk = Desk { published: board.revision, board, next_publish: Instant::now() };
+        let (published, now) = (board.revision, Instant::now());
+        let mut desk = Desk { board, published, next_publish: now, next_look: now };
         loop {
             self.heartbeat.beat("waiting for messages");
             match self.next_event(&mut lanes, &desk, &stop).await? {
                 Event::Arrived(batch) => self.ingest(&mut desk, batch).await,
                 Event::Idle => {}
                 Event::Stop => break,
+            }
+            if Instant::now() >= desk.next_look {
+                self.look(&mut desk).await;
             }
             self.tick(&mut desk);
         }
@@ -185,6 +195,24 @@ impl Ingest {
         let in_time = delivery.received_at.elapsed() <= limit;
         let verdict = if in_time { Verdict::Good } else { Verdict::Bad };
         self.notify(&board.level(now, OWN_OBJECTIVE, verdict));
+    }
+
+    /// Measures what its own group has not read yet. A log that does not answer is the bus's to
+    /// report, not this worker's.
+    async fn look(&self, desk: &mut Desk) {
+        let group = self.config.group();
+        for stream in STREAMS {
+            self.heartbeat.beat("measuring the backlog");
+            let name = self.bus.config().streams.name(stream);
+            match timeout(LOOK_TIMEOUT, self.bus.depth(stream, &group)).await {
+                Ok(Ok(depth)) => {
+                    self.notify(&desk.board.backlog(Now::read(), &group, (stream, name), depth));
+                }
+                Ok(Err(error)) => tracing::debug!(name, %error, "backlog unknown"),
+                Err(_) => tracing::debug!(name, "backlog not measured in time"),
+            }
+        }
+        desk.next_look = Instant::now() + LOOK_EVERY;
     }
 
     /// What is due whether or not something arrived.

@@ -19,8 +19,8 @@ labels! {
         BsdsHigh = "tamiyo_bsds_high",
         BsdsElevatedRisk = "tamiyo_bsds_elevated_risk",
         ForgeConservative = "tezzeret_conservative_mode",
-        PublishBreakerOpen = "oona_breaker_publish_open",
-        ConsumeBreakerOpen = "oona_breaker_consume_open",
+        ForgeBreakerOpen = "tezzeret_breaker_open",
+        SeedBreakerOpen = "kasmina_breaker_open",
         WorkerBackingOff = "weatherlight_worker_backing_off",
         EmergencySignal = "emergency_signal",
         ErrorBudgetBurn = "slo_budget_burn",
@@ -83,6 +83,8 @@ pub(crate) const EMERGENCY_EVENT: &str = "emergency_signal";
 /// Burn rate over 24 h divided by the rate at which its objective alerts.
 pub(crate) const BUDGET_METRIC: &str = "nissa.slo.burn_over_limit";
 
+/// Breakers report the contract's numbers: 1 closed, 2 open, 3 half-open.
+const BREAKER_OPEN: f64 = 2.0;
 const MINUTE: Duration = Duration::from_secs(60);
 const QUARTER: Duration = Duration::from_secs(15 * 60);
 
@@ -159,16 +161,16 @@ pub fn table(thresholds: &Thresholds) -> Vec<Rule> {
             &[Email],
         ),
         row(
-            N::PublishBreakerOpen,
-            "oona.breaker_publish_open",
-            Above(0.5),
+            N::ForgeBreakerOpen,
+            "tezzeret.breaker.state",
+            AtLeast(BREAKER_OPEN),
             Hold::Samples(1),
             &[Slack],
         ),
         row(
-            N::ConsumeBreakerOpen,
-            "oona.breaker_consume_open",
-            Above(0.5),
+            N::SeedBreakerOpen,
+            "kasmina.breaker.state",
+            AtLeast(BREAKER_OPEN),
             Hold::Samples(1),
             &[Slack],
         ),

@@ -10,6 +10,8 @@ use leyline::wire::{
     SystemStatePacket, TelemetryPacket,
 };
 
+use oona::Stream;
+
 use super::events::{Event, Severity};
 use super::runs::Novelty;
 use super::{Board, Now, sources};
@@ -91,6 +93,22 @@ impl Board {
             Some(burn) => self.alerts.sample(now, name, BUDGET_METRIC, burn),
             None => Vec::new(),
         }
+    }
+
+    /// Takes the backlog of one stream for the group that keeps this board.
+    pub fn backlog(
+        &mut self,
+        now: Now,
+        group: &str,
+        stream: (Stream, &str),
+        depth: u64,
+    ) -> Vec<Notification> {
+        let (stream, name) = stream;
+        if self.backlog.insert(name.to_owned(), depth) != Some(depth) {
+            self.revision += 1;
+        }
+        let metric = format!("oona.queue_depth_{}", stream.label());
+        self.alerts.sample(now, group, &metric, depth as f64)
     }
 
     fn telemetry(&mut self, now: Now, packet: &TelemetryPacket) -> Applied {

@@ -10,6 +10,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -74,6 +75,8 @@ pub struct Board {
     pub levels: Levels,
     /// Messages applied.
     pub messages: u64,
+    /// What the ingest worker's own group has not read yet, by name of the stream.
+    pub backlog: BTreeMap<String, u64>,
 }
 
 impl Board {
@@ -89,6 +92,7 @@ impl Board {
             alerts: Alerts::new(&config.thresholds),
             levels: Levels::new(now.mono, config.objectives.clone()),
             messages: 0,
+            backlog: BTreeMap::new(),
         }
     }
 

@@ -145,6 +145,8 @@ struct BusView {
     dead_letter: f64,
     /// Refused entries by reason, none that is zero.
     refused: BTreeMap<String, f64>,
+    /// What nissa itself has not read yet, by stream.
+    backlog: BTreeMap<String, u64>,
 }
 
 /// The view for a reader who has seen this much.
@@ -180,7 +182,7 @@ pub(super) fn state(shared: &Shared, seen: &Seen) -> View {
             rules: board.alerts.rules().len(),
         },
         slo: board.levels.levels(Instant::now()),
-        bus: bus(shared),
+        bus: BusView { backlog: board.backlog.clone(), ..bus(shared) },
         messages: board.messages,
     };
     let seen = Seen {
@@ -281,6 +283,7 @@ fn bus(shared: &Shared) -> BusView {
         retries: sum("oona_retries_total", None),
         dead_letter: sum("oona_dead_letter_total", None),
         refused,
+        backlog: BTreeMap::new(),
     }
 }
 
