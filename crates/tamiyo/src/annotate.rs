@@ -25,16 +25,19 @@ pub(crate) fn coverage_event(coverage: Coverage, assessment: &mut Assessment) {
     if level == TelemetryLevel::Critical {
         assessment.reason.get_or_insert(Reason::DegradedInputs);
     }
-    assessment.events.push(Happening { rule: 0, event: Reason::DegradedInputs, level });
+    assessment.events.push(Happening::aside(Reason::DegradedInputs, level));
 }
 
 pub(crate) fn breaker_events(steps: &[(&'static str, BreakerStep)], assessment: &mut Assessment) {
-    for (_, step) in steps.iter().filter(|(_, step)| *step != BreakerStep::Quiet) {
+    for (component, step) in steps.iter().filter(|(_, step)| *step != BreakerStep::Quiet) {
         let level = match step {
             BreakerStep::Open => TelemetryLevel::Warning,
             BreakerStep::Count | BreakerStep::Close | BreakerStep::Quiet => TelemetryLevel::Info,
         };
-        assessment.events.push(Happening { rule: 0, event: Reason::BreakerEvent, level });
+        assessment.events.push(Happening {
+            breaker: Some((component, *step)),
+            ..Happening::aside(Reason::BreakerEvent, level)
+        });
     }
 }
 
@@ -43,7 +46,7 @@ pub(crate) fn note(assessment: &mut Assessment, event: Reason) {
         Reason::ConservativeEntered => TelemetryLevel::Warning,
         _ => TelemetryLevel::Info,
     };
-    assessment.events.push(Happening { rule: 0, event, level });
+    assessment.events.push(Happening::aside(event, level));
 }
 
 /// The annotations. No key begins another one, which is why the contract's `blend_mode_source` and
@@ -120,31 +123,43 @@ fn blend_annotations(blend: Blend, set: &mut impl FnMut(&str, String) -> Option<
 /// Events for telemetry. Their ids are the command's id and a number, so that the same decision
 /// told twice is recognised.
 pub(crate) fn events(findings: &Findings<'_>, reports: &[FieldReport]) -> Vec<TelemetryEvent> {
-    let state = findings.state;
-    let event = |number: usize, name: Reason, level: TelemetryLevel, extra: (&str, String)| {
-        let mut attributes = BTreeMap::from([
-            ("training_run_id".to_owned(), state.training_run_id.clone()),
-            ("epoch".to_owned(), findings.context.epoch.to_string()),
-            ("reason".to_owned(), findings.reason.name().to_owned()),
-        ]);
-        attributes.insert(extra.0.to_owned(), extra.1);
-        TelemetryEvent {
-            event_id: format!("{}/{number}", findings.context.command_id),
-            description: name.name().to_owned(),
-            level: level.into(),
-            attributes,
+    let told = findings.assessment.events.iter().map(|one| {
+        let mut details = vec![("rule", one.rule.to_string())];
+        if let Some((component, step)) = one.breaker {
+            details.push(("component", component.to_owned()));
+            details.push(("action", step.name().to_owned()));
         }
-    };
-    let told = findings.assessment.events.iter().enumerate();
-    let mut events: Vec<_> = told
-        .map(|(n, one)| event(n, one.event, one.level, ("rule", one.rule.to_string())))
-        .collect();
-    for report in reports {
-        let (number, info) = (events.len(), TelemetryLevel::Info);
-        let id = ("report_id", report.report_id.clone());
-        events.push(event(number, Reason::FieldReportSynthesised, info, id));
+        (one.event, one.level, details)
+    });
+    let reported = reports.iter().map(|report| {
+        let details = vec![("report_id", report.report_id.clone())];
+        (Reason::FieldReportSynthesised, TelemetryLevel::Info, details)
+    });
+    let numbered = told.chain(reported).enumerate();
+    numbered
+        .map(|(number, (name, level, details))| event(findings, number, name, level, details))
+        .collect()
+}
+
+fn event(
+    findings: &Findings<'_>,
+    number: usize,
+    name: Reason,
+    level: TelemetryLevel,
+    details: Vec<(&str, String)>,
+) -> TelemetryEvent {
+    let common = [
+        ("training_run_id", findings.state.training_run_id.clone()),
+        ("epoch", findings.context.epoch.to_string()),
+        ("reason", findings.reason.name().to_owned()),
+    ];
+    let attributes = common.into_iter().chain(details);
+    TelemetryEvent {
+        event_id: format!("{}/{number}", findings.context.command_id),
+        description: name.name().to_owned(),
+        level: level.into(),
+        attributes: attributes.map(|(key, value)| (key.to_owned(), value)).collect(),
     }
-    events
 }
 
 /// Figures of the decision for the field report of its command.
@@ -178,6 +193,7 @@ pub(crate) fn points(findings: &Findings<'_>) -> Vec<MetricPoint> {
     let figures = [
         ("tamiyo.validation_loss", Some(f64::from(findings.state.validation_loss)), "loss"),
         ("tamiyo.loss_delta", single(signals.loss_delta), "loss"),
+        ("tamiyo.plateau.flat_epochs", Some(f64::from(findings.flat_epochs)), "epochs"),
         ("tamiyo.conservative_mode", Some(f64::from(u8::from(findings.conservative))), "bool"),
         ("tamiyo.inference.latency_ms", single(signals.decision_ms), "ms"),
         ("tamiyo.policy.risk_index", Some(findings.risk_index as f64), "index"),

@@ -80,7 +80,7 @@ pub(crate) fn priority(events: &[(Reason, TelemetryLevel)]) -> MessagePriority {
                 | Reason::TimeoutUrza
                 | Reason::StepLatencyHigh
                 | Reason::LossSpike
-                | Reason::IsolationViolation
+                | Reason::IsolationViolations
                 | Reason::HookBudget
                 | Reason::PolicyRiskCritical
                 | Reason::BlueprintQuarantine

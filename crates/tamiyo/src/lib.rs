@@ -21,14 +21,18 @@ mod decision;
 mod error;
 mod live;
 mod memory;
+mod metrics;
 mod mode;
 mod observation;
 mod plateau;
 mod policy;
 mod reason;
+mod reports;
 mod risk;
 mod signals;
+mod store;
 mod tensors;
+mod updates;
 mod verdict;
 mod weights;
 
@@ -41,9 +45,15 @@ pub use context::{Candidates, Context, Horizon};
 pub use decision::Decision;
 pub use error::{ArchiveError, Quarantined, Rejection, StoreError, UpdateRefused};
 pub use live::{Identity, LivePolicy, Loaded};
+pub use metrics::Metrics;
 pub use policy::Policy;
 pub use reason::Reason;
+pub use reports::{
+    FieldReports, Recovered, ReportInbox, Reports, Store as ReportStore, queue as report_queue,
+};
 pub use risk::Action;
 pub use signals::{ACTIVATION_VARIANCE, EFFECT, PAUSED, STAGE_EPOCHS};
+pub use store::PolicyStore;
 pub use tensors::{HEADER_ARCHITECTURE, HEADER_REGISTRY, HEADER_SEQUENCE, TENSORS, decode, encode};
+pub use updates::PolicyUpdates;
 pub use weights::{ARCHITECTURE, PlateauNumbers, Weights, registry_digest};

@@ -69,6 +69,7 @@ pub(crate) struct Findings<'a> {
     pub(crate) action: Action,
     pub(crate) reason: Reason,
     pub(crate) config: &'a Config,
+    pub(crate) flat_epochs: u32,
 }
 
 impl Policy {
@@ -190,6 +191,7 @@ impl Policy {
             action,
             reason,
             config: &self.config,
+            flat_epochs: run.plateau.flat_epochs(),
         };
         let annotations = annotate::annotations(&findings);
         let command = self.command(&findings, target.as_ref(), annotations.clone());

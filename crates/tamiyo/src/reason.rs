@@ -91,6 +91,8 @@ reasons! {
     FinalizeSlow = "kasmina_finalize_slow",
     /// Rule 18.
     IsolationViolation = "isolation_violation",
+    /// The event of rule 18.
+    IsolationViolations = "isolation_violations",
     /// Rule 19.
     LossVolatilityHigh = "loss_volatility_high",
     /// Rule 20.

@@ -13,6 +13,7 @@
 use leyline::wire::{HandlingClass, HazardBand, TelemetryLevel};
 
 use crate::config::{Limits, Timing};
+use crate::mode::BreakerStep;
 use crate::reason::Reason;
 use crate::signals::Signals;
 
@@ -153,6 +154,15 @@ pub struct Happening {
     pub event: Reason,
     /// How serious it is.
     pub level: TelemetryLevel,
+    /// For a breaker: which one, and what it did.
+    pub breaker: Option<(&'static str, BreakerStep)>,
+}
+
+impl Happening {
+    /// One that no rule of the table reports.
+    pub(crate) fn aside(event: Reason, level: TelemetryLevel) -> Self {
+        Self { rule: 0, event, level, breaker: None }
+    }
 }
 
 fn above(value: Option<f32>, limit: f32) -> bool {
@@ -252,8 +262,8 @@ pub(crate) static RULES: [Rule; 24] = [
         Downgrade, Set, Reason::ApplySlow, Warning, Always, false, Clock),
     rule(17, |f, l| above(f.signals.finalize_ms, l.finalize_ms),
         Downgrade, Set, Reason::FinalizeSlow, Warning, Always, false, Clock),
-    rule(18, |f, _| above(f.signals.isolation_violations, 0.0),
-        Pause, Keep, Reason::IsolationViolation, Warning, Always, false, State),
+    reported_as(Reason::IsolationViolations, rule(18, |f, _| above(f.signals.isolation_violations, 0.0),
+        Pause, Keep, Reason::IsolationViolation, Warning, Always, false, State)),
     rule(19, |f, l| above(f.signals.loss_volatility, l.loss_volatility),
         Downgrade, Keep, Reason::LossVolatilityHigh, Warning, Always, false, State),
     rule(20, |f, l| above(f.signals.grad_variance, l.grad_variance),
@@ -287,7 +297,7 @@ fn apply(rule: &Rule, timing: Timing, assessment: &mut Assessment) {
     let is_seed = matches!(assessment.action, Action::Germinate | Action::Fossilize);
     if rule.notice == Notice::Always || is_seed {
         let (rule, event, level) = (rule.number, rule.event, rule.level);
-        assessment.events.push(Happening { rule, event, level });
+        assessment.events.push(Happening { rule, event, level, breaker: None });
     }
     let observed_only = rule.basis == Basis::Timing && timing == Timing::Observe;
     if observed_only {
