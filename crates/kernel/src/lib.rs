@@ -5,6 +5,7 @@
 //! way to the same values). Knows nothing of catalogues, buses and seeds.
 
 pub mod artifact;
+pub mod bench;
 mod build;
 mod canonical;
 mod cost;

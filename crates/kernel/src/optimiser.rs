@@ -212,8 +212,21 @@ impl Optimiser {
         outputs: &Outputs<'_>,
         gradient_scale: f32,
     ) -> Result<(), OptimiserError> {
+        self.step_with(store, outputs.gradients(), gradient_scale)
+    }
+
+    /// [`Optimiser::step`] by gradients from anywhere: (parameter, gradient).
+    ///
+    /// # Errors
+    /// As [`Optimiser::step`].
+    pub fn step_with<'a>(
+        &mut self,
+        store: &mut ParamStore,
+        gradients: impl IntoIterator<Item = (&'a str, &'a [f32])>,
+        gradient_scale: f32,
+    ) -> Result<(), OptimiserError> {
         let (layout, values) = store.parts_mut();
-        for (name, gradient) in outputs.gradients() {
+        for (name, gradient) in gradients {
             // Gradients with respect to inputs, or of parameters somebody else moves, are none of our business.
             let Some(entry) = layout.get(name) else { continue };
             let Some(group) = self.groups.get_mut(&entry.group) else { continue };

@@ -11,21 +11,27 @@ pub(super) fn mat_mul<T: Real>(
     shape: &[usize],
 ) -> Array<T> {
     let rank = a.shape.len();
+    let (rows, columns) = (shape[rank - 2], shape[rank - 1]);
     let inner = a.shape[if transpose_a { rank - 2 } else { rank - 1 }];
-    let pick = |row: usize, column: usize, transposed: bool| {
-        if transposed { [column, row] } else { [row, column] }
+    let at_a = |row: usize, k: usize| if transpose_a { k * rows + row } else { row * inner + k };
+    let at_b = |k: usize, column: usize| {
+        if transpose_b { column * inner + k } else { k * columns + column }
     };
-    Array::from_fn(shape, |index| {
-        let (lead, place) = index.split_at(rank - 2);
-        let lead_b = if b.shape.len() == 2 { &[] } else { lead };
-        let mut sum = T::ZERO;
-        for k in 0..inner {
-            let left = a.at(&[lead, &pick(place[0], k, transpose_a)].concat());
-            let right = b.at(&[lead_b, &pick(k, place[1], transpose_b)].concat());
-            sum += left * right;
+    let mut result = Array::full(shape, T::ZERO);
+    for (index, matrix) in result.data.chunks_exact_mut(rows * columns).enumerate() {
+        let a = &a.data[index * rows * inner..];
+        let b = if b.shape.len() == 2 { &b.data[..] } else { &b.data[index * inner * columns..] };
+        for row in 0..rows {
+            for column in 0..columns {
+                let mut sum = T::ZERO;
+                for k in 0..inner {
+                    sum += a[at_a(row, k)] * b[at_b(k, column)];
+                }
+                matrix[row * columns + column] = sum;
+            }
         }
-        sum
-    })
+    }
+    result
 }
 
 pub(super) fn conv2d<T: Real>(

@@ -171,13 +171,13 @@ fn products() -> Vec<Case> {
     let plain = Conv::default();
     let strided = Conv { stride: [2, 1], padding: [1, 2], dilation: [1, 2], groups: 2 };
     let depthwise = Conv { padding: [1, 1], groups: 4, ..plain };
-    let pointwise: [(Conv, [usize; 4], [usize; 4], [usize; 4]); 4] = [
+    let convolutions = [
         (plain, [2, 3, 4, 5], [2, 3, 2, 3], [2, 2, 3, 3]),
         (strided, [2, 4, 5, 4], [6, 2, 3, 2], [2, 6, 3, 6]),
         (depthwise, [1, 4, 3, 3], [4, 1, 3, 3], [1, 4, 3, 3]),
         (plain, [2, 3, 2, 2], [4, 3, 1, 1], [2, 4, 2, 2]),
     ];
-    for (conv, x, weight, result) in pointwise {
+    for (conv, x, weight, result) in convolutions {
         cases.push(Case::new(Op::Conv2d(conv), &[(&x, Real), (&weight, Real)]));
         cases.push(Case::new(
             Op::Conv2dInputGradient(conv),

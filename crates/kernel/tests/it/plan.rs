@@ -22,7 +22,7 @@ fn planned(graph: &Graph, params: &Params, inputs: &Inputs<'_>) -> BTreeMap<Stri
     let mut plan = Plan::compile(graph).unwrap();
     let copy = |plan: &mut Plan| {
         let outputs = plan.run(&store, inputs).unwrap();
-        let all = outputs.iter().chain(outputs.updates().map(|(name, values)| (name, values)));
+        let all = outputs.iter().chain(outputs.updates());
         all.map(|(name, values)| (name.to_owned(), values.to_vec())).collect::<BTreeMap<_, _>>()
     };
     let first = copy(&mut plan);
