@@ -2,3 +2,4 @@
 mod computed;
 mod graphs;
 mod selection;
+mod spirals;

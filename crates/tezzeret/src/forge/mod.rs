@@ -66,7 +66,7 @@ struct Shift {
 }
 
 enum Event {
-    Ended(Ended),
+    Ended(Box<Ended>),
     Demanded(BuildOrder),
     Ordered(Order),
     Announced,
@@ -123,7 +123,7 @@ impl Shift {
             self.start_due();
             self.report();
             match heartbeat.during("waiting", self.next_event(&stop)).await {
-                Event::Ended(ended) => self.ended(ended),
+                Event::Ended(ended) => self.ended(*ended),
                 Event::Demanded(order) => self.demanded(order),
                 Event::Ordered(order) => self.ordered(order),
                 Event::Announced | Event::Due => {}
@@ -139,7 +139,7 @@ impl Shift {
         tokio::select! {
             biased;
             () = stop.cancelled() => Event::Stop,
-            Some(ended) = self.running.next() => Event::Ended(ended),
+            Some(ended) = self.running.next() => Event::Ended(Box::new(ended)),
             Some(()) = self.announcing.next() => Event::Announced,
             Some(order) = intake.demands.recv() => Event::Demanded(order),
             Some(order) = intake.orders.recv() => Event::Ordered(order),
