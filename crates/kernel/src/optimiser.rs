@@ -287,14 +287,17 @@ impl Sgd {
         state: &mut State,
     ) {
         let Self { momentum, weight_decay } = self;
-        simd(|| {
-            for ((value, &gradient), first) in
-                parameter.iter_mut().zip(gradient).zip(&mut state.first)
-            {
-                *first = momentum * *first + (gradient * scale + weight_decay * *value);
-                *value -= rate * *first;
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for ((value, &gradient), first) in
+                    parameter.iter_mut().zip(gradient).zip(&mut state.first)
+                {
+                    *first = momentum * *first + (gradient * scale + weight_decay * *value);
+                    *value -= rate * *first;
+                }
+            },
+        );
     }
 }
 
@@ -316,16 +319,19 @@ impl Adam {
         let root_scale = (1.0 / libm::sqrt(correction2)) as f32;
         let keep = 1.0 - rate * weight_decay;
         let moments = state.first.iter_mut().zip(&mut state.second);
-        simd(|| {
-            for ((value, &gradient), (first, second)) in
-                parameter.iter_mut().zip(gradient).zip(moments)
-            {
-                let gradient = gradient * scale;
-                *first = beta1 * *first + (1.0 - beta1) * gradient;
-                *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
-                *value =
-                    *value * keep - step_size * *first / (second.sqrt() * root_scale + epsilon);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for ((value, &gradient), (first, second)) in
+                    parameter.iter_mut().zip(gradient).zip(moments)
+                {
+                    let gradient = gradient * scale;
+                    *first = beta1 * *first + (1.0 - beta1) * gradient;
+                    *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+                    *value =
+                        *value * keep - step_size * *first / (second.sqrt() * root_scale + epsilon);
+                }
+            },
+        );
     }
 }

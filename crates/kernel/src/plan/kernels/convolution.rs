@@ -1,6 +1,7 @@
 //! Convolutions as matrix products over unfolded windows (im2col), one sample and group at a time.
 
 use super::product::{Into, Matrix, product};
+use super::simd;
 use crate::op::Conv;
 
 /// Sizes of one convolution, fixed by the plan.
@@ -125,9 +126,75 @@ impl Geometry {
         }
     }
 
+    /// Windows that move by one over rows as long as the result's: unfolding a tap is a shift of the whole plane.
+    fn is_shift(&self) -> bool {
+        self.conv.stride == [1, 1] && self.out_size[1] == self.size[1]
+    }
+
+    /// For [`Geometry::is_shift`]: visits (range of a tap's stretch in the unfolding, first index in the picture,
+    /// columns of the stretch's rows that read the picture; the others are padding).
+    #[inline(always)]
+    fn for_each_shift(
+        &self,
+        mut visit: impl FnMut(std::ops::Range<usize>, usize, &std::ops::Range<usize>),
+    ) {
+        let (width, places) = (self.size[1], self.places());
+        let mut tap = 0;
+        for channel in 0..self.group_channels() {
+            for tap_h in 0..self.kernel[0] {
+                let mut rows =
+                    (0..self.out_size[0]).filter(|&row| self.row_of_tap(row, tap_h).is_some());
+                let first = rows.next();
+                let rows = first.map_or(0..0, |first| first..rows.next_back().unwrap_or(first) + 1);
+                for tap_w in 0..self.kernel[1] {
+                    let columns = self.columns_of_tap(tap_w);
+                    let start = tap * places;
+                    tap += 1;
+                    let Some(y) = self
+                        .row_of_tap(rows.start, tap_h)
+                        .filter(|_| !rows.is_empty() && !columns.is_empty())
+                    else {
+                        continue;
+                    };
+                    // From the first element that reads the picture to the last; in between, whole rows.
+                    let x = columns.start + tap_w * self.conv.dilation[1] - self.conv.padding[1];
+                    let source = channel * self.plane() + y * width + x;
+                    let end = (rows.end - 1) * width + columns.end;
+                    visit(
+                        start + rows.start * width + columns.start..start + end,
+                        source,
+                        &columns,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Zeroes the padding within a stretch of [`Geometry::for_each_shift`].
+    #[inline(always)]
+    fn clear_padding(&self, stretch: &mut [f32], columns: &std::ops::Range<usize>) {
+        let width = self.size[1];
+        let gap = width - columns.len();
+        if gap == 0 {
+            return;
+        }
+        for row in stretch[columns.len()..].chunks_mut(width) {
+            let gap = gap.min(row.len());
+            row[..gap].fill(0.0);
+        }
+    }
+
     /// The windows of one group as rows of taps by columns of places. `scratch` must be zero where padding is,
     /// which holds from the first unfolding on, because the stretches are always the same.
     fn unfold(&self, x: &[f32], scratch: &mut [f32]) {
+        if self.is_shift() {
+            self.for_each_shift(|target, source, columns| {
+                let target = &mut scratch[target];
+                target.copy_from_slice(&x[source..][..target.len()]);
+                self.clear_padding(target, columns);
+            });
+            return;
+        }
         let stride = self.conv.stride[1];
         self.for_each_stretch(|target, source| {
             let target = &mut scratch[target];
@@ -142,14 +209,26 @@ impl Geometry {
         });
     }
 
-    /// Adds unfolded gradients up where they came from.
-    fn fold(&self, scratch: &[f32], x: &mut [f32]) {
+    /// Adds unfolded gradients up where they came from. What lies in the padding is lost, in `scratch` too.
+    fn fold(&self, scratch: &mut [f32], x: &mut [f32]) {
+        if self.is_shift() {
+            simd(
+                #[inline(always)]
+                || {
+                    self.for_each_shift(|from, target, columns| {
+                        let from = &mut scratch[from];
+                        self.clear_padding(from, columns);
+                        add(from, &mut x[target..]);
+                    });
+                },
+            );
+            return;
+        }
         let stride = self.conv.stride[1];
         self.for_each_stretch(|from, target| {
             let from = &scratch[from];
             if stride == 1 {
-                let target = &mut x[target..][..from.len()];
-                target.iter_mut().zip(from).for_each(|(to, &value)| *to += value);
+                add(from, &mut x[target..]);
             } else {
                 x[target..]
                     .iter_mut()
@@ -159,6 +238,11 @@ impl Geometry {
             }
         });
     }
+}
+
+#[inline(always)]
+fn add(from: &[f32], to: &mut [f32]) {
+    to.iter_mut().zip(from).for_each(|(to, &value)| *to += value);
 }
 
 /// `out = weight * unfolded(x)`

@@ -75,7 +75,10 @@ fn within(x: f32, low: f32, high: f32) -> f32 {
 pub(in crate::plan) fn unary(function: Unary, x: &[f32], out: &mut [f32]) {
     macro_rules! run {
         ($f:expr) => {
-            simd(|| map(x, out, $f))
+            simd(
+                #[inline(always)]
+                || map(x, out, $f),
+            )
         };
     }
     with_unary!(function, run);
@@ -85,7 +88,10 @@ pub(in crate::plan) fn unary(function: Unary, x: &[f32], out: &mut [f32]) {
 pub(in crate::plan) fn unary_in_place(function: Unary, values: &mut [f32]) {
     macro_rules! run {
         ($f:expr) => {
-            simd(|| values.iter_mut().for_each(|value| *value = $f(*value)))
+            simd(
+                #[inline(always)]
+                || values.iter_mut().for_each(|value| *value = $f(*value)),
+            )
         };
     }
     with_unary!(function, run);
@@ -95,7 +101,10 @@ pub(in crate::plan) fn unary_in_place(function: Unary, values: &mut [f32]) {
 pub(in crate::plan) fn unary_gradient(function: Unary, v: &[f32], g: &[f32], out: &mut [f32]) {
     macro_rules! run {
         ($f:expr) => {
-            simd(|| zip(v, g, out, $f))
+            simd(
+                #[inline(always)]
+                || zip(v, g, out, $f),
+            )
         };
     }
     match function {
@@ -134,13 +143,18 @@ pub(in crate::plan) fn binary(
     macro_rules! run {
         ($f:expr) => {
             match (a_pattern, b_pattern) {
-                (Pattern::Equal, Pattern::Equal) => simd(|| zip(a, b, out, $f)),
-                (Pattern::Equal, &Pattern::Cycle { inner, count }) => {
-                    simd(|| with_cycle(a, b, inner, count, out, $f))
-                }
-                (&Pattern::Cycle { inner, count }, Pattern::Equal) => {
-                    simd(|| with_cycle(b, a, inner, count, out, |b, a| $f(a, b)))
-                }
+                (Pattern::Equal, Pattern::Equal) => simd(
+                    #[inline(always)]
+                    || zip(a, b, out, $f),
+                ),
+                (Pattern::Equal, &Pattern::Cycle { inner, count }) => simd(
+                    #[inline(always)]
+                    || with_cycle(a, b, inner, count, out, $f),
+                ),
+                (&Pattern::Cycle { inner, count }, Pattern::Equal) => simd(
+                    #[inline(always)]
+                    || with_cycle(b, a, inner, count, out, |b, a| $f(a, b)),
+                ),
                 _ => general((a, a_pattern), (b, b_pattern), out, $f),
             }
         };
@@ -196,30 +210,39 @@ pub(in crate::plan) fn dropout(mask: Mask, x: &[f32], out: &mut [f32]) {
 
 /// Adds a bias and applies a function, in place: the epilogue of a product.
 pub(in crate::plan) fn bias_rows(bias: &[f32], values: &mut [f32]) {
-    simd(|| {
-        for row in values.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(value, &bias)| *value += bias);
-        }
-    });
+    simd(
+        #[inline(always)]
+        || {
+            for row in values.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(value, &bias)| *value += bias);
+            }
+        },
+    );
 }
 
 /// Adds one value to each run of `inner` elements, the values in turn.
 pub(in crate::plan) fn bias_channels(bias: &[f32], inner: usize, values: &mut [f32]) {
-    simd(|| {
-        for (run, &bias) in values.chunks_exact_mut(inner).zip(bias.iter().cycle()) {
-            run.iter_mut().for_each(|value| *value += bias);
-        }
-    });
+    simd(
+        #[inline(always)]
+        || {
+            for (run, &bias) in values.chunks_exact_mut(inner).zip(bias.iter().cycle()) {
+                run.iter_mut().for_each(|value| *value += bias);
+            }
+        },
+    );
 }
 
 /// A bias and the rectifier in one pass: much the commonest epilogue.
 pub(in crate::plan) fn bias_rows_relu(bias: &[f32], values: &mut [f32]) {
-    simd(|| {
-        for row in values.chunks_exact_mut(bias.len()) {
-            for (value, &bias) in row.iter_mut().zip(bias) {
-                let sum = *value + bias;
-                *value = if sum < 0.0 { 0.0 } else { sum };
+    simd(
+        #[inline(always)]
+        || {
+            for row in values.chunks_exact_mut(bias.len()) {
+                for (value, &bias) in row.iter_mut().zip(bias) {
+                    let sum = *value + bias;
+                    *value = if sum < 0.0 { 0.0 } else { sum };
+                }
             }
-        }
-    });
+        },
+    );
 }

@@ -41,18 +41,24 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub(in crate::plan) fn reduce(kind: Reduction, pattern: &Pattern, x: &[f32], out: &mut [f32]) {
     match *pattern {
         Pattern::Equal => out.copy_from_slice(x),
-        Pattern::Cycle { inner: 1, count } => simd(|| {
-            out.fill(0.0);
-            for row in x.chunks_exact(count) {
-                out.iter_mut().zip(row).for_each(|(sum, &value)| *sum += value);
-            }
-        }),
-        Pattern::Cycle { inner, count } => simd(|| {
-            out.fill(0.0);
-            for (run, values) in x.chunks_exact(inner).enumerate() {
-                out[run % count] += sum_of(values, |value| value);
-            }
-        }),
+        Pattern::Cycle { inner: 1, count } => simd(
+            #[inline(always)]
+            || {
+                out.fill(0.0);
+                for row in x.chunks_exact(count) {
+                    out.iter_mut().zip(row).for_each(|(sum, &value)| *sum += value);
+                }
+            },
+        ),
+        Pattern::Cycle { inner, count } => simd(
+            #[inline(always)]
+            || {
+                out.fill(0.0);
+                for (run, values) in x.chunks_exact(inner).enumerate() {
+                    out[run % count] += sum_of(values, |value| value);
+                }
+            },
+        ),
         Pattern::General(_) => {
             out.fill(0.0);
             pattern.for_each(x.len(), |at, small| out[small] += x[at]);
@@ -88,36 +94,61 @@ fn largest(row: &[f32]) -> f32 {
 
 /// Softmax of each row.
 pub(in crate::plan) fn softmax(classes: usize, x: &[f32], out: &mut [f32]) {
-    simd(|| {
-        for (x, out) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)) {
-            softmax_row(x, out);
-        }
-    });
+    simd(
+        #[inline(always)]
+        || {
+            for (x, out) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)) {
+                softmax_row(x, out);
+            }
+        },
+    );
 }
 
 #[inline(always)]
 fn softmax_row(x: &[f32], out: &mut [f32]) {
     let largest = largest(x);
-    out.iter_mut().zip(x).for_each(|(out, &x)| *out = math::exp(x - largest));
-    let share = 1.0 / sum_of(out, |value| value);
+    let share =
+        1.0 / for_each_exp(x, largest, |at, exps| out[at..at + exps.len()].copy_from_slice(exps));
     out.iter_mut().for_each(|value| *value *= share);
+}
+
+/// Visits `e^(x - largest)` in runs of at most [`LANES`] with the index of the first, and returns the sum.
+///
+/// Short rows, such as those of a classifier, are as fast as long ones: the last run is filled up with elements that
+/// count for nothing.
+#[inline(always)]
+fn for_each_exp(x: &[f32], largest: f32, mut visit: impl FnMut(usize, &[f32])) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for (run, values) in x.chunks(LANES).enumerate() {
+        let mut exps = [f32::NEG_INFINITY; LANES];
+        exps[..values.len()].copy_from_slice(values);
+        for (lane, value) in lanes.iter_mut().zip(&mut exps) {
+            *value = math::exp(*value - largest);
+            *lane += *value;
+        }
+        visit(run * LANES, &exps[..values.len()]);
+    }
+    lanes.iter().sum()
 }
 
 /// Logarithm of the sum of the exponentials of a row.
 #[inline(always)]
 fn log_sum_exp(row: &[f32]) -> f32 {
     let largest = largest(row);
-    largest + libm::logf(sum_of(row, |value| math::exp(value - largest)))
+    largest + libm::logf(for_each_exp(row, largest, |_, _| {}))
 }
 
 /// Logarithm of the softmax of each row.
 pub(in crate::plan) fn log_softmax(classes: usize, x: &[f32], out: &mut [f32]) {
-    simd(|| {
-        for (x, out) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)) {
-            let log_sum = log_sum_exp(x);
-            out.iter_mut().zip(x).for_each(|(out, &x)| *out = x - log_sum);
-        }
-    });
+    simd(
+        #[inline(always)]
+        || {
+            for (x, out) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)) {
+                let log_sum = log_sum_exp(x);
+                out.iter_mut().zip(x).for_each(|(out, &x)| *out = x - log_sum);
+            }
+        },
+    );
 }
 
 /// Mean over rows of `-log softmax(logits)[label]`.
@@ -126,12 +157,17 @@ pub(in crate::plan) fn cross_entropy(
     logits: &[f32],
     labels: &[f32],
 ) -> Result<f32, RunError> {
-    let mut sum = 0.0;
-    for (row, &label) in logits.chunks_exact(classes).zip(labels) {
-        let label = whole("cross_entropy", label, classes)?;
-        sum += simd(|| log_sum_exp(row)) - row[label];
-    }
-    Ok(sum / labels.len() as f32)
+    simd(
+        #[inline(always)]
+        || {
+            let mut sum = 0.0;
+            for (row, &label) in logits.chunks_exact(classes).zip(labels) {
+                let label = whole("cross_entropy", label, classes)?;
+                sum += log_sum_exp(row) - row[label];
+            }
+            Ok(sum / labels.len() as f32)
+        },
+    )
 }
 
 /// `(softmax(logits) - one_hot(labels)) g / rows`
@@ -208,12 +244,15 @@ fn moments(groups: &Groups, x: &[f32], scratch: &mut [f32]) {
 /// Standardised `x`.
 pub(in crate::plan) fn normalise(groups: &Groups, x: &[f32], out: &mut [f32], scratch: &mut [f32]) {
     if let Some(row) = groups.row(x.len()) {
-        simd(|| {
-            for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
-                let (mean, scale) = row_moments(groups, x);
-                out.iter_mut().zip(x).for_each(|(out, &x)| *out = (x - mean) * scale);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
+                    let (mean, scale) = row_moments(groups, x);
+                    out.iter_mut().zip(x).for_each(|(out, &x)| *out = (x - mean) * scale);
+                }
+            },
+        );
         return;
     }
     moments(groups, x, scratch);
@@ -230,12 +269,15 @@ pub(in crate::plan) fn normalise_gradient(
     scratch: &mut [f32],
 ) {
     if let Some(row) = groups.row(x.len()) {
-        simd(|| {
-            let rows = x.chunks_exact(row).zip(gradient.chunks_exact(row));
-            for ((x, g), out) in rows.zip(out.chunks_exact_mut(row)) {
-                normalise_gradient_row(groups, x, g, out);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                let rows = x.chunks_exact(row).zip(gradient.chunks_exact(row));
+                for ((x, g), out) in rows.zip(out.chunks_exact_mut(row)) {
+                    normalise_gradient_row(groups, x, g, out);
+                }
+            },
+        );
         return;
     }
     moments(groups, x, scratch);
