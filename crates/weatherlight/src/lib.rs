@@ -5,6 +5,7 @@
 //! anything starts), [`supervisor`] (keeps workers alive), [`service`] (what is started), `wiring` (settings to each crate's
 //! configuration), [`cli`] (the commands).
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod logging;

@@ -3,6 +3,7 @@
 //! Reading order: [`Cli`] (what can be typed), `failure` (how a command ends), then one file per
 //! command.
 
+mod bench;
 mod completions;
 mod config;
 mod doctor;
@@ -112,6 +113,12 @@ pub enum Command {
     /// List the kernels of the library
     #[command(subcommand)]
     Kernels(kernels::Command),
+    /// Measure the bus, a request for a kernel and a training step, each beside its baseline
+    ///
+    /// On a Redis that nothing else uses when REDIS_URL is set, on an embedded log of its own
+    /// otherwise.
+    #[command(after_help = "Example: weatherlight bench --json")]
+    Bench,
     /// Print a completion script for a shell
     #[command(
         after_help = "Example: weatherlight completions bash > /etc/bash_completion.d/weatherlight"
@@ -143,6 +150,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Status => workers::status(global),
         Command::Workers(command) => workers::run(global, &command),
         Command::Kernels(command) => kernels::run(global, &command),
+        Command::Bench => bench::run(global),
         Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
     }
 }
