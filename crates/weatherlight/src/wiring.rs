@@ -1,5 +1,7 @@
 //! From the settings to each crate's own configuration. The only place that knows both.
 
+use std::num::NonZeroU32;
+
 use leyline::sign::Keyring;
 
 use crate::settings::EsperSettings;
@@ -57,6 +59,75 @@ pub fn library_config(settings: &EsperSettings) -> Result<urza::Config, urza::Co
     })
 }
 
+/// The forge's settings.
+pub fn forge_config(settings: &EsperSettings) -> tezzeret::Config {
+    tezzeret::Config {
+        jobs_max: settings.tezzeret_jobs_max,
+        deadline: settings.tezzeret_deadline,
+        attempts_max: settings.tezzeret_attempts_max,
+        ..tezzeret::Config::default()
+    }
+}
+
+/// The seed manager's settings.
+pub fn seed_config(settings: &EsperSettings) -> kasmina::Config {
+    kasmina::Config {
+        embargo: settings.kasmina_embargo,
+        fetch_deadline: settings.kasmina_fetch_deadline,
+        ..kasmina::Config::default()
+    }
+}
+
+/// The policy's settings.
+pub fn policy_config(settings: &EsperSettings) -> tamiyo::Config {
+    let defaults = tamiyo::Config::default();
+    tamiyo::Config {
+        policy_dir: settings.tamiyo_policy_dir.clone(),
+        report_dir: settings.tamiyo_report_dir.clone(),
+        operator: if settings.tamiyo_conservative_mode {
+            tamiyo::Operator::Conservative
+        } else {
+            tamiyo::Operator::Normal
+        },
+        limits: tamiyo::Limits { step_timeout: settings.tamiyo_step_timeout, ..defaults.limits },
+        updates: tamiyo::UpdateSettings {
+            verification: if settings.tamiyo_verify_updates {
+                tamiyo::Verification::Strict
+            } else {
+                tamiyo::Verification::PayloadOnly
+            },
+            freshness: settings.tamiyo_update_freshness,
+            ..defaults.updates
+        },
+        reports: tamiyo::ReportSettings {
+            window_epochs: settings.tamiyo_observation_epochs,
+            retention: settings.tamiyo_field_report_retention,
+            retries_max: settings.tamiyo_field_report_retries_max,
+            backoff: settings.tamiyo_retry_backoff,
+            backoff_factor: settings.tamiyo_retry_backoff_factor,
+            ..defaults.reports
+        },
+        ..defaults
+    }
+}
+
+/// The ingest worker's settings.
+pub fn ingest_config(settings: &EsperSettings) -> nissa::IngestConfig {
+    let defaults = nissa::IngestConfig::default();
+    let features = settings.nissa_coverage_features.split(',').map(str::trim);
+    nissa::IngestConfig {
+        thresholds: nissa::Thresholds {
+            coverage_min: settings.nissa_coverage_min,
+            coverage_samples: NonZeroU32::new(settings.nissa_coverage_samples)
+                .unwrap_or(NonZeroU32::MIN),
+            elevated_risk: settings.nissa_elevated_risk,
+            ..defaults.thresholds
+        },
+        coverage_features: features.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        ..defaults
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +141,9 @@ mod tests {
         let theirs = oona::Config { consumer: ours.consumer.clone(), ..oona::Config::default() };
         assert_eq!(ours, theirs);
         assert_eq!(library_config(&settings).unwrap(), urza::Config::default());
+        assert_eq!(forge_config(&settings), tezzeret::Config::default());
+        assert_eq!(seed_config(&settings), kasmina::Config::default());
+        assert_eq!(policy_config(&settings), tamiyo::Config::default());
+        assert_eq!(ingest_config(&settings), nissa::IngestConfig::default());
     }
 }

@@ -15,6 +15,7 @@ use super::telemetry::Telemetry;
 use crate::settings::EsperSettings;
 use crate::supervisor::Criticality::{Critical, Parkable};
 use crate::supervisor::{Build, Criticality, Row, WorkerError, build};
+use crate::wiring;
 
 /// Stop groups, in the order in which they stop: what takes in work first, what others stand on
 /// later, and the endpoint that shows it all last.
@@ -102,6 +103,8 @@ pub fn rows(parts: &Parts) -> Vec<Row> {
         row(settings, "oona.emergency", Critical, BUS, stop::INTAKE, emergency(parts)),
         row(settings, "urza.prefetch", Critical, BUS, stop::INTAKE, prefetch(parts)),
         row(settings, "urza.maintenance", Parkable, &[], stop::SERVICES, maintenance(parts)),
+        row(settings, "tezzeret.forge", Parkable, BUS, stop::SERVICES, forge(parts)),
+        row(settings, "tamiyo.policy", Parkable, BUS, stop::INTAKE, policy_updates(parts)),
         row(settings, "nissa.ingest", Parkable, BUS, stop::OBSERVERS, ingest(parts)),
         row(settings, "weatherlight.telemetry", Parkable, BUS, stop::TELEMETRY, telemetry(parts)),
     ]
@@ -155,7 +158,7 @@ fn prefetch(parts: &Parts) -> Build {
         let prefetcher = urza::Prefetcher {
             bus: parts.bus.clone(),
             library: parts.library.clone(),
-            demand: parts.demand.clone(),
+            demand: parts.forge.demand.clone(),
             config: urza::PrefetchConfig { group: GROUP.to_owned(), ..Default::default() },
             metrics: parts.metrics.urza.clone(),
             heartbeat: context.heartbeat,
@@ -169,11 +172,40 @@ fn maintenance(parts: &Parts) -> Build {
     build(move |context| {
         let maintenance = urza::Maintenance {
             library: parts.library.clone(),
-            demand: parts.demand.clone(),
+            demand: parts.forge.demand.clone(),
             config: urza::MaintenanceConfig::default(),
             heartbeat: context.heartbeat,
         };
         maintenance.run(context.stop)
+    })
+}
+
+fn forge(parts: &Parts) -> Build {
+    let parts = parts.clone();
+    build(move |context| {
+        let forge = tezzeret::Forge {
+            config: wiring::forge_config(&parts.settings),
+            library: parts.library.clone(),
+            bus: parts.bus.clone(),
+            desk: parts.forge.desk.clone(),
+            metrics: parts.metrics.tezzeret.clone(),
+            heartbeat: context.heartbeat,
+        };
+        forge.run(context.stop)
+    })
+}
+
+fn policy_updates(parts: &Parts) -> Build {
+    let parts = parts.clone();
+    build(move |context| {
+        let updates = tamiyo::PolicyUpdates {
+            bus: parts.bus.clone(),
+            store: parts.policies.clone(),
+            settings: wiring::policy_config(&parts.settings).updates,
+            metrics: parts.metrics.tamiyo.clone(),
+            heartbeat: context.heartbeat,
+        };
+        updates.run(context.stop)
     })
 }
 
@@ -182,7 +214,7 @@ fn ingest(parts: &Parts) -> Build {
     build(move |context| {
         let ingest = nissa::Ingest {
             bus: parts.bus.clone(),
-            config: nissa::IngestConfig::default(),
+            config: wiring::ingest_config(&parts.settings),
             board: parts.board.clone(),
             metrics: parts.metrics.nissa.clone(),
             heartbeat: context.heartbeat,

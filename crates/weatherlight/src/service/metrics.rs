@@ -69,6 +69,12 @@ pub struct AllMetrics {
     pub oona: oona::Metrics,
     /// The library.
     pub urza: urza::Metrics,
+    /// The forge.
+    pub tezzeret: tezzeret::Metrics,
+    /// The seed manager.
+    pub kasmina: kasmina::Metrics,
+    /// The policy.
+    pub tamiyo: tamiyo::Metrics,
     /// Observability.
     pub nissa: nissa::Metrics,
 }
@@ -81,6 +87,9 @@ impl AllMetrics {
             own: OwnMetrics::register(&mut registry),
             oona: oona::Metrics::register(&mut registry),
             urza: urza::Metrics::register(&mut registry),
+            tezzeret: tezzeret::Metrics::register(&mut registry),
+            kasmina: kasmina::Metrics::register(&mut registry),
+            tamiyo: tamiyo::Metrics::register(&mut registry),
             nissa: nissa::Metrics::register(&mut registry),
         };
         (metrics, Arc::new(registry))
@@ -89,6 +98,8 @@ impl AllMetrics {
     /// What the subsystems of this process count, under the dotted names of the telemetry packet.
     pub(super) fn points(&self, bus: &oona::Bus) -> Vec<MetricPoint> {
         let mut points = self.urza.snapshot();
+        points.extend(self.tezzeret.snapshot());
+        points.extend(self.tamiyo.points());
         let counted = bus.points().into_iter();
         points.extend(counted.map(|(name, value)| super::telemetry::point(name, value, "count")));
         points

@@ -1,6 +1,7 @@
 //! What the workers stand on: opened once, in boot order, and shared by cheap handles.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use oona::{Bus, BusError, Stream};
 use tokio::sync::watch;
@@ -15,6 +16,9 @@ use crate::wiring;
 pub const GROUP: &str = "weatherlight";
 /// The streams it reads as that group, in the order in which their groups are made.
 const OWN_STREAMS: [Stream; 3] = [Stream::Emergency, Stream::KernelRequests, Stream::Policy];
+
+/// How long files may take to open.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a part could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,15 @@ pub enum OpenError {
     /// The library.
     #[error("the artifact library does not open")]
     Library(#[from] urza::OpenError),
+    /// The policies on disk.
+    #[error("the policies in TAMIYO_POLICY_DIR cannot be used")]
+    Policies(#[from] tamiyo::ArchiveError),
+    /// The disk does not answer.
+    #[error("{what} did not open within {} s; is its disk there?", OPEN_TIMEOUT.as_secs())]
+    TimedOut {
+        /// What was being opened.
+        what: &'static str,
+    },
 }
 
 impl From<OpenError> for BootFailure {
@@ -41,7 +54,10 @@ impl From<OpenError> for BootFailure {
             | OpenError::Bus(
                 BusError::Config(_) | BusError::BadUrl | BusError::UnsupportedUrl { .. },
             ) => Exit::Configuration,
-            OpenError::Bus(_) | OpenError::Library(_) => Exit::Unavailable,
+            OpenError::Bus(_)
+            | OpenError::Library(_)
+            | OpenError::Policies(_)
+            | OpenError::TimedOut { .. } => Exit::Unavailable,
         };
         Self { exit, error: Box::new(error) }
     }
@@ -66,8 +82,29 @@ pub struct Parts {
     pub bus: Bus,
     /// The library.
     pub library: urza::Library,
-    /// The way to whoever builds what is missing.
+    /// The forge: where it takes orders in, how the library asks, and how everybody else does.
+    pub forge: ForgePorts,
+    /// Policies on disk, and the one in force.
+    pub policies: tamiyo::PolicyStore,
+}
+
+/// The ends of the forge's desk.
+#[derive(Debug, Clone)]
+pub struct ForgePorts {
+    /// The forge's own.
+    pub desk: tezzeret::Desk,
+    /// The library's, for what is missing.
     pub demand: urza::Demand,
+    /// Everybody else's, with the progress.
+    pub handle: tezzeret::Handle,
+}
+
+impl ForgePorts {
+    /// Opens a desk.
+    pub fn open() -> Self {
+        let (desk, demand, handle) = tezzeret::Desk::open();
+        Self { desk, demand, handle }
+    }
 }
 
 /// Opens the bus and makes the service's groups, so that what is sent from now on is served.
@@ -95,4 +132,21 @@ pub async fn open_library(
     let library = urza::Library::open(config, metrics.urza.clone()).await?;
     tracing::info!(artifacts = %settings.urza_artifact_dir.display(), "library is open");
     Ok(library)
+}
+
+/// Opens the policies that are kept on disk; damaged ones were moved aside and are reported.
+///
+/// # Errors
+/// [`OpenError`]; a boot fails with the exit that it demands.
+pub async fn open_policies(config: tamiyo::Config) -> Result<tamiyo::PolicyStore, OpenError> {
+    let opening = tokio::task::spawn_blocking(move || tamiyo::PolicyStore::open(&config));
+    let opened = tokio::time::timeout(OPEN_TIMEOUT, opening)
+        .await
+        .map_err(|_| OpenError::TimedOut { what: "the policy directory" })?;
+    let (store, damaged) =
+        opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    for quarantined in &damaged {
+        tracing::error!(?quarantined, "damaged policy moved aside");
+    }
+    Ok(store)
 }

@@ -12,12 +12,13 @@ use tokio::sync::{oneshot, watch};
 use super::boot_table::{self, Endpoint};
 use super::emergency::EmergencyPicture;
 use super::metrics::AllMetrics;
-use super::parts::{Parts, open_bus, open_library};
+use super::parts::{ForgePorts, Parts, open_bus, open_library, open_policies};
 use crate::settings::EsperSettings;
 use crate::supervisor::{
     Boot, BootFailure, BusPicture, Exit, Handle, Identity, Reload, RestartPolicy, Row, Setup,
     Supervisor,
 };
+use crate::wiring;
 
 /// How long the log may take to become durable at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,7 +54,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
     let address = listener.local_addr()?;
     let settings = Arc::new(settings);
     let (metrics, registry) = AllMetrics::register();
-    let (board, board_source) = nissa::channel(&nissa::IngestConfig::default());
+    let (board, board_source) = nissa::channel(&wiring::ingest_config(&settings));
     let (control, requests) = WorkerControl::channel();
     let bus_picture = watch::Sender::new(BusPicture::default());
 
@@ -115,6 +116,7 @@ async fn boot(
     // Nobody waits for it any more only when the service has ended.
     let _ = opened_bus.send(bus.clone());
     let library = open_library(&settings, &metrics).await?;
+    let policies = open_policies(wiring::policy_config(&settings)).await?;
     let parts = Parts {
         settings,
         metrics,
@@ -124,7 +126,8 @@ async fn boot(
         board,
         bus,
         library,
-        demand: urza::Demand::nobody(),
+        forge: ForgePorts::open(),
+        policies,
     };
     let rows = boot_table::rows(&parts);
     // A plain service needs the parts nowhere else.

@@ -102,7 +102,7 @@ settings! {
             "The same for requests for kernels.";
         kernel_nonce_cache_size: usize = "KERNEL_NONCE_CACHE_SIZE" "kernel.nonce_cache_size"
             Integer(16, 1 << 24), Some("4096"), Restart,
-            "How many command ids the seed manager remembers against replay.";
+            "Known from older deployments and without effect: nonces are kept for as long as a copy could still be fresh, however many.";
         oona_accept_legacy: bool = "OONA_ACCEPT_LEGACY" "oona.accept_legacy"
             Switch, Some("false"), Restart,
             "Admit signed messages without nonce and time, from programs that predate them. Weakens the protection against replay.";
@@ -136,10 +136,32 @@ settings! {
             Span(Seconds, 1.0, 31_536_000.0), None, Restart,
             "Age beyond which an unused artifact is expired. Unset: never.";
     }
+    "Forge" {
+        tezzeret_jobs_max: usize = "TEZZERET_JOBS_MAX" "tezzeret.jobs_max"
+            Integer(1, 64), Some("2"), Restart,
+            "Compile jobs at a time. Each keeps one core busy that training could use.";
+        tezzeret_deadline: Duration = "TEZZERET_DEADLINE_S" "tezzeret.deadline_s"
+            Span(Seconds, 1.0, 3600.0), Some("60"), Restart,
+            "How long one attempt at compiling may take before it counts as failed.";
+        tezzeret_attempts_max: u32 = "TEZZERET_ATTEMPTS_MAX" "tezzeret.attempts_max"
+            Integer(1, 10), Some("2"), Restart,
+            "Attempts at one compile job before it is parked.";
+    }
+    "Seeds" {
+        kasmina_embargo: Duration = "KASMINA_EMBARGO_S" "kasmina.embargo_s"
+            Span(Seconds, 0.0, 86_400.0), Some("30"), Restart,
+            "How long a slot is held after a gate refused its seed.";
+        kasmina_fetch_deadline: Duration = "KASMINA_FETCH_DEADLINE_S" "kasmina.fetch_deadline_s"
+            Span(Seconds, 1.0, 86_400.0), Some("180"), Restart,
+            "A seed whose kernel has not come by then is given up.";
+    }
     "Policy" {
         tamiyo_policy_dir: PathBuf = "TAMIYO_POLICY_DIR" "tamiyo.policy_dir"
             Path, Some("./var/tamiyo/policies"), Restart,
-            "Directory of accepted policies and field reports.";
+            "Directory of accepted policies. One process at a time.";
+        tamiyo_report_dir: PathBuf = "TAMIYO_FIELD_REPORT_DIR" "tamiyo.field_report_dir"
+            Path, Some("./var/tamiyo/reports"), Restart,
+            "Directory of field reports that wait to be published.";
         tamiyo_conservative_mode: bool = "TAMIYO_CONSERVATIVE_MODE" "tamiyo.conservative_mode"
             Switch, Some("false"), Restart,
             "Start in conservative mode: only low-risk blueprints, one seed at a time.";
@@ -183,11 +205,23 @@ settings! {
             "Emergency signals per minute and trainer.";
     }
     "Observability" {
+        nissa_coverage_min: f64 = "NISSA_COVERAGE_ALERT_THRESHOLD" "nissa.coverage_alert_threshold"
+            Number(0.0, 1.0), Some("0.7"), Restart,
+            "Alert when the policy sees less than this share of its inputs.";
+        nissa_coverage_samples: u32 = "NISSA_COVERAGE_ALERT_CONSECUTIVE" "nissa.coverage_alert_consecutive"
+            Integer(1, 1000), Some("3"), Restart,
+            "Packets in a row below it before that alert is raised.";
+        nissa_elevated_risk: f64 = "NISSA_BSDS_ELEVATED_RISK_THRESHOLD" "nissa.bsds_elevated_risk_threshold"
+            Number(0.0, 1.0), Some("0.8"), Restart,
+            "Risk from which a blueprint counts as elevated.";
+        nissa_coverage_features: String = "NISSA_COVERAGE_FEATURE_KEYS" "nissa.coverage_feature_keys"
+            Text, Some("global.loss,seed.learning_rate,edges.seed_param_allowed"), Restart,
+            "Features whose coverage is exposed one by one, with commas between them; at most 16.";
         elasticsearch_url: String = "ELASTICSEARCH_URL" "nissa.elasticsearch_url"
             Url(HTTP), Some("http://localhost:9200"), Restart,
-            "Document store of older deployments. Optional; nothing waits for it.";
+            "Document store of older deployments; accepted and not used.";
         prometheus_pushgateway: String = "PROMETHEUS_PUSHGATEWAY" "nissa.prometheus_pushgateway"
             Url(HTTP), Some("http://localhost:9091"), Restart,
-            "Push gateway of older deployments. Optional; Prometheus scrapes `/metrics` instead.";
+            "Push gateway of older deployments; accepted and not used, Prometheus scrapes `/metrics`.";
     }
 }
