@@ -68,6 +68,8 @@ pub(crate) enum AskedFor {
     Germinate,
     Fossilize,
     Cull,
+    /// To be kept, but risk spoke against it for now.
+    Later,
 }
 
 /// Whether a seed grows in this stage: chosen, but neither kept nor given up.
@@ -208,7 +210,7 @@ impl SlotMemory {
                 }
             }
             AskedFor::Fossilize => self.keep_refused += 1,
-            AskedFor::Cull => {}
+            AskedFor::Cull | AskedFor::Later => {}
         }
     }
 

@@ -153,3 +153,84 @@ impl Breaker {
         self.failures
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::risk::Action;
+
+    fn assessment(enters: Option<Reason>, troubled: bool) -> Assessment {
+        Assessment { action: Action::Nothing, reason: None, enters, troubled, events: Vec::new() }
+    }
+
+    const CALM: fn() -> Assessment = || assessment(None, false);
+
+    fn limits() -> Limits {
+        Limits { cool_down_epochs: 5, good_decisions: 3, ..Limits::default() }
+    }
+
+    #[test]
+    fn it_outlives_the_decision_that_began_it() {
+        let mut mode = Mode::new(Operator::Normal);
+        let spike = assessment(Some(Reason::LossSpike), true);
+        assert_eq!(mode.after(&spike, 10, true, &limits()), ModeChange::Entered(Reason::LossSpike));
+        for epoch in 11..15 {
+            assert_eq!(mode.after(&CALM(), epoch, true, &limits()), ModeChange::Same);
+            assert!(mode.is_conservative(), "epoch {epoch}");
+        }
+        assert_eq!(mode.after(&CALM(), 15, true, &limits()), ModeChange::Exited);
+        assert!(!mode.is_conservative());
+    }
+
+    #[test]
+    fn trouble_starts_the_row_of_good_decisions_anew() {
+        let mut mode = Mode::new(Operator::Normal);
+        mode.after(&assessment(Some(Reason::LossSpike), true), 0, true, &limits());
+        for epoch in 1..=6 {
+            mode.after(&assessment(None, epoch == 5), epoch, true, &limits());
+        }
+        assert!(mode.is_conservative(), "one good decision since the trouble");
+        mode.after(&CALM(), 7, true, &limits());
+        assert_eq!(mode.after(&CALM(), 8, true, &limits()), ModeChange::Exited);
+    }
+
+    #[test]
+    fn an_open_breaker_holds_it() {
+        let mut mode = Mode::new(Operator::Normal);
+        mode.after(&assessment(Some(Reason::TimeoutInference), true), 0, true, &limits());
+        for epoch in 1..50 {
+            mode.after(&CALM(), epoch, false, &limits());
+        }
+        assert!(mode.is_conservative());
+        assert_eq!(mode.after(&CALM(), 50, true, &limits()), ModeChange::Exited);
+    }
+
+    #[test]
+    fn only_the_operator_ends_what_the_operator_began() {
+        let mut mode = Mode::new(Operator::Conservative);
+        mode.after(&assessment(Some(Reason::LossSpike), true), 0, true, &limits());
+        for epoch in 1..100 {
+            assert_eq!(mode.after(&CALM(), epoch, true, &limits()), ModeChange::Same);
+        }
+        assert!(mode.is_conservative());
+        mode.set_operator(Operator::Normal);
+        assert!(!mode.is_conservative());
+    }
+
+    #[test]
+    fn a_breaker_opens_after_three_and_closes_after_its_time() {
+        use Punctual::{InTime, Late};
+        let mut breaker = Breaker::default();
+        assert_eq!(breaker.observe(Late, 0), BreakerStep::Count);
+        assert_eq!(breaker.observe(InTime, 1), BreakerStep::Quiet);
+        for (now, expected) in
+            [(2, BreakerStep::Count), (3, BreakerStep::Count), (4, BreakerStep::Open)]
+        {
+            assert_eq!(breaker.observe(Late, now), expected, "at {now}");
+        }
+        assert_eq!(breaker.observe(InTime, 103), BreakerStep::Quiet);
+        assert!(!breaker.is_closed());
+        assert_eq!(breaker.observe(InTime, 104), BreakerStep::Close);
+        assert_eq!((breaker.is_closed(), breaker.failures()), (true, 0));
+    }
+}

@@ -307,6 +307,14 @@ impl Policy {
         let context = findings.context;
         let choice =
             findings.proposal.choice.as_ref().filter(|_| decision.action == Action::Germinate);
+        if decision.action == Action::Optimizer {
+            // Once for each plateau and each seed: asked for every epoch, it would starve the run.
+            run.plateau.restart();
+            let held_back = findings.proposal.seed.as_ref();
+            if let Some(slot) = held_back.and_then(|seed| run.slots.get_mut(seed)) {
+                slot.asked = Some(Asked { what: AskedFor::Later, epoch: context.epoch });
+            }
+        }
         if let Some(slot) = target.as_ref().and_then(|seed| run.slots.get_mut(seed)) {
             let asked = |what| Some(Asked { what, epoch: context.epoch });
             match decision.action {

@@ -327,3 +327,6 @@ fn apply(rule: &Rule, timing: Timing, assessment: &mut Assessment) {
 pub(crate) fn punctual(facts: &Facts, limits: &Limits) -> Punctual {
     if timed_out(facts, limits) { Punctual::Late } else { Punctual::InTime }
 }
+
+#[cfg(test)]
+mod tests;
