@@ -1,9 +1,11 @@
 //! What passes between the seed manager and the prefetch coordinator.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::Digest;
+use kernel::artifact::Kernel;
 use leyline::ids::{BlueprintId, RequestId, SeedId};
 
 /// Orders that may wait for the coordinator: one for each seed of an epoch, and more.
@@ -50,8 +52,8 @@ pub struct FetchedKernel {
     pub prewarm_p50_ms: f32,
     /// 95th percentile of the same.
     pub prewarm_p95_ms: f32,
-    /// Names of the kernel's parameters, to be owned by the seed under `<seed>/<name>`.
-    pub parameters: Vec<String>,
+    /// The opened artifact, shared and immutable; every seed makes an instance of its own of it.
+    pub kernel: Arc<Kernel>,
 }
 
 /// Why a kernel could not be had.

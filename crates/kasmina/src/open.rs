@@ -1,9 +1,11 @@
 //! Opening an artifact that the library has announced. Blocking.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use kernel::Digest;
+use kernel::artifact::{ArtifactError, Kernel};
+use leyline::ids::BlueprintId;
 use leyline::wire::KernelArtifactReady;
 
 use crate::fetch::FetchFailure;
@@ -34,21 +36,44 @@ impl Promise {
     }
 }
 
-/// What was opened.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) parameters: Vec<String>,
+/// Opens an artifact: its digest is verified before anything of it is read, its guard must be the
+/// announced one, its blueprint the wanted one, and its shapes those of the slot.
+pub(crate) fn open(
+    promise: &Promise,
+    blueprint: &BlueprintId,
+    shape: &[usize],
+) -> Result<Kernel, FetchFailure> {
+    let kernel = Kernel::open(&promise.path, &promise.digest).map_err(failure)?;
+    let manifest = kernel.manifest();
+    if manifest.guard_digest != promise.guard_digest {
+        return Err(FetchFailure::GuardMismatch);
+    }
+    if manifest.blueprint != blueprint.as_str() {
+        return Err(FetchFailure::BlueprintMismatch);
+    }
+    if fits(&kernel, shape) { Ok(kernel) } else { Err(FetchFailure::IncompatibleSite) }
 }
 
-/// Opens an artifact, having verified its digest.
-pub(crate) fn open(promise: &Promise, shape: &[usize]) -> Result<Opened, FetchFailure> {
-    let _ = (shape, promise.guard_digest);
-    verify(&promise.path, &promise.digest)?;
-    Ok(Opened { parameters: Vec::new() })
+/// Whether the kernel takes and gives what flows through the slot, whatever the batch.
+fn fits(kernel: &Kernel, shape: &[usize]) -> bool {
+    let batched: Vec<usize> = std::iter::once(1).chain(shape.iter().copied()).collect();
+    let graph = kernel.graph();
+    let gives = match graph.outputs() {
+        [output] => graph.shape(output.node).iter().skip(1).eq(shape),
+        _ => false,
+    };
+    gives && kernel.manifest().guard.check(&[&batched]).is_ok()
 }
 
-fn verify(path: &Path, digest: &Digest) -> Result<(), FetchFailure> {
-    let opened = |error: std::io::Error| FetchFailure::OpenFailed { detail: error.to_string() };
-    let actual = Digest::of_reader(File::open(path).map_err(opened)?).map_err(opened)?;
-    if actual == *digest { Ok(()) } else { Err(FetchFailure::ChecksumMismatch) }
+/// What can be had by asking again is told apart: the library finds it out at the next request.
+fn failure(error: ArtifactError) -> FetchFailure {
+    match error {
+        ArtifactError::Corrupt { .. } | ArtifactError::Length { .. } => {
+            FetchFailure::ChecksumMismatch
+        }
+        ArtifactError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            FetchFailure::ArtifactNotFound
+        }
+        other => FetchFailure::OpenFailed { detail: other.to_string() },
+    }
 }

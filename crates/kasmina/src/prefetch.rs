@@ -229,7 +229,7 @@ impl Prefetch {
                 let _ = done.send(());
             }
             Progress::Opened(request, Err(failure), done) => {
-                tracing::warn!(%request, %failure, "announced kernel not usable");
+                tracing::warn!(%request, ?failure, "announced kernel not usable");
                 self.failed(state, &request, failure);
                 let _ = done.send(());
             }
@@ -316,9 +316,10 @@ async fn open_for(
     let promise = Promise::read(&ready)?;
     let path = promise.path.clone();
     let digest = promise.digest;
-    let opening = tokio::task::spawn_blocking(move || open::open(&promise, &order.shape));
+    let FetchOrder { blueprint, shape, .. } = order.clone();
+    let opening = tokio::task::spawn_blocking(move || open::open(&promise, &blueprint, &shape));
     let failed = |detail: &str| FetchFailure::OpenFailed { detail: detail.to_owned() };
-    let opened = tokio::time::timeout(OPEN_TIMEOUT, opening)
+    let kernel = tokio::time::timeout(OPEN_TIMEOUT, opening)
         .await
         .map_err(|_| failed("opening took too long"))?
         .map_err(|_| failed("opening was broken off"))??;
@@ -329,7 +330,7 @@ async fn open_for(
         latency: ordered.elapsed(),
         prewarm_p50_ms: ready.prewarm_p50_ms,
         prewarm_p95_ms: ready.prewarm_p95_ms,
-        parameters: opened.parameters,
+        kernel: Arc::new(kernel),
     })
 }
 

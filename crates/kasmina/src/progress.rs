@@ -155,7 +155,7 @@ impl SeedManager {
             return Err(FetchFailure::BlueprintMismatch.to_string());
         }
         let names: Vec<String> =
-            kernel.parameters.iter().map(|name| format!("{id}/{name}")).collect();
+            kernel.kernel.params().iter().map(|(name, _)| format!("{id}/{name}")).collect();
         self.ownership
             .register(&Owner::Seed(id.clone()), &names)
             .map_err(|_| "registry_conflict".to_owned())?;

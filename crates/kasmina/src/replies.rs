@@ -89,6 +89,7 @@ impl ErrorConsumer {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "short-lived, one for each message at work")]
 enum Event {
     Stop,
     Came(Delivery),

@@ -327,10 +327,10 @@ impl Seed {
 
     /// Marks the order for its kernel as handed over.
     pub fn fetch_ordered(&mut self) {
-        if let Life::Germinated { fetch, .. } = &mut self.life {
-            if let Fetch::Waiting(request) = fetch {
-                *fetch = Fetch::Ordered(request.clone());
-            }
+        if let Life::Germinated { fetch, .. } = &mut self.life
+            && let Fetch::Waiting(request) = fetch
+        {
+            *fetch = Fetch::Ordered(request.clone());
         }
     }
 

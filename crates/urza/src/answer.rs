@@ -20,6 +20,7 @@ pub const CHECKSUM_MISMATCH: &str = "checksum_mismatch";
 pub const UNAVAILABLE: &str = "unavailable";
 
 /// What is known about a request.
+#[expect(clippy::large_enum_variant, reason = "short-lived, one for each message at work")]
 #[derive(Debug)]
 pub(crate) enum Decision {
     /// It can be answered.

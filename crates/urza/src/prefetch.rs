@@ -90,6 +90,7 @@ enum OnMissing {
 }
 
 /// What came out of working on one request.
+#[expect(clippy::large_enum_variant, reason = "short-lived, one for each message at work")]
 #[derive(Debug)]
 enum Worked {
     Settled,

@@ -123,7 +123,7 @@ fn an_embargo_ends_and_the_slot_is_clean() {
     assert_eq!(moves(&effects), [Stage::Resetting, Stage::Dormant]);
     let seed = rig.manager.seed(&s1()).unwrap();
     assert_eq!((seed.evidence().violations, seed.snapshot.clone()), (0, None));
-    assert_eq!(rig.manager.owner_of("s1/w"), None);
+    assert_eq!(rig.manager.owner_of("s1/w.weight"), None);
     rig.germinate();
     assert_eq!(rig.stage(), Stage::Germinated);
 }
@@ -131,7 +131,7 @@ fn an_embargo_ends_and_the_slot_is_clean() {
 #[test]
 fn retiring_frees_the_slot_at_once() {
     let mut rig = Rig::grown_to(Stage::Training);
-    assert!(rig.manager.may_update(&s1(), &["s1/w".to_owned(), "s1/b".to_owned()]));
+    assert!(rig.manager.may_update(&s1(), &["s1/w.weight".to_owned(), "s1/w.bias".to_owned()]));
     assert!(!rig.manager.may_update(&s1(), &["host/w".to_owned()]));
     let effects = rig.operate(SeedOperation::SeedOpCancel).unwrap();
     let expected = [Stage::Culled, Stage::Embargoed, Stage::Resetting, Stage::Dormant];
@@ -252,8 +252,8 @@ fn two_seeds_of_one_blueprint_own_what_is_theirs() {
     .unwrap();
     let order = rig.orders.try_recv().unwrap();
     assert_eq!(moves(&rig.answer(&order, Ok(()))), [Stage::Training]);
-    assert!(rig.manager.may_update(&"s2".into(), &["s2/w".to_owned()]));
-    assert!(!rig.manager.may_update(&"s2".into(), &["s1/w".to_owned()]));
+    assert!(rig.manager.may_update(&"s2".into(), &["s2/w.weight".to_owned()]));
+    assert!(!rig.manager.may_update(&"s2".into(), &["s1/w.weight".to_owned()]));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod commands;
+mod coordinator;
 mod life;
 mod rig;
 mod telemetry;

@@ -1,12 +1,14 @@
 //! A seed manager with two slots, its queue of orders, a clock, and what a policy and a trainer do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kasmina::{
     CommandError, Config, Effect, FetchFailure, FetchOrder, Fetched, FetchedKernel, Interface,
     Limits, Metrics, Now, Observation, OutputScale, Parts, SeedManager, Slot, Validation,
 };
-use kernel::Digest;
+use kernel::Graph;
+use kernel::artifact::{Kernel, Manifest, write_bytes};
 use leyline::Stage;
 use leyline::command::sign_command;
 use leyline::ids::SeedId;
@@ -74,6 +76,23 @@ pub fn operation(kind: SeedOperation, blueprint: &str) -> Payload {
     })
 }
 
+/// The file of a linear kernel of a width, with parameters `w.weight` and `w.bias`.
+pub fn linear_artifact(blueprint: &str, width: usize) -> Vec<u8> {
+    let mut graph = Graph::new();
+    let input = graph.input("input", &[8, width]).unwrap();
+    let output = graph.linear_layer(input, "w", width).unwrap();
+    graph.output("output", output).unwrap();
+    let params = graph.init_params(1);
+    let site = serde_json::json!({ "vector": { "features": width } });
+    let manifest = Manifest::new(blueprint, [].into(), site, graph, &params, 1e-5).unwrap();
+    write_bytes(&manifest, &params).unwrap().0
+}
+
+pub fn linear_kernel(blueprint: &str, width: usize) -> Kernel {
+    let bytes = linear_artifact(blueprint, width);
+    Kernel::parse(&bytes, &kernel::Digest::of(&bytes)).unwrap()
+}
+
 /// What a trainer measures of a healthy seed in a step.
 pub fn healthy() -> Observation {
     Observation {
@@ -137,14 +156,15 @@ impl Rig {
     }
 
     pub fn answer(&mut self, order: &FetchOrder, result: Result<(), FetchFailure>) -> Vec<Effect> {
+        let kernel = linear_kernel(order.blueprint.as_str(), 32);
         let kernel = FetchedKernel {
             blueprint: order.blueprint.clone(),
-            digest: Digest::of("kernel"),
+            digest: kernel.digest(),
             path: "/kernel".into(),
             latency: Duration::from_millis(3),
             prewarm_p50_ms: 0.1,
             prewarm_p95_ms: 0.2,
-            parameters: vec!["w".to_owned(), "b".to_owned()],
+            kernel: Arc::new(kernel),
         };
         let fetched = Fetched {
             request: order.request.clone(),

@@ -64,7 +64,7 @@ async fn storing_again_keeps_one_record_and_joins_samples_of_the_same_machine() 
     assert_eq!(again.created_at_ms, first.created_at_ms);
     assert_eq!(again.prewarm.samples_ms.len(), 20);
     assert_eq!(again.prewarm.samples_ms[..2], [3.0, 4.0]);
-    assert_eq!(f.library.list(Page::FIRST).await.unwrap(), [again.clone()]);
+    assert_eq!(f.library.list(Page::FIRST).await.unwrap(), std::slice::from_ref(&again));
     let elsewhere = Prewarm::new("other machine", [9.0]);
     f.library.set_prewarm(&again, &elsewhere).await.unwrap();
     assert_eq!(f.library.find(&id("BP001")).await.unwrap().unwrap().prewarm, elsewhere);
