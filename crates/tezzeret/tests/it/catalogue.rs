@@ -17,16 +17,16 @@ use urza::Library;
 const COLD_MAX: Duration = Duration::from_secs(30);
 
 /// Library, bus and desk below one directory: what a process has, and loses when it is killed.
-struct Process {
-    library: Library,
-    bus: Bus,
-    desk: Desk,
-    handle: Handle,
-    metrics: Metrics,
+pub struct Process {
+    pub library: Library,
+    pub bus: Bus,
+    pub desk: Desk,
+    pub handle: Handle,
+    pub metrics: Metrics,
 }
 
 impl Process {
-    async fn start(root: &Path) -> Self {
+    pub async fn start(root: &Path) -> Self {
         let metrics = urza::Metrics::register(&mut Registry::default());
         let library =
             Library::open(urza::Config::at(root), metrics).await.expect("a fresh library");
@@ -41,7 +41,7 @@ impl Process {
         Self { library, bus, desk, handle, metrics: Metrics::register(&mut Registry::default()) }
     }
 
-    fn forge(&self, config: Config) -> Forge {
+    pub fn forge(&self, config: Config) -> Forge {
         Forge {
             config,
             library: self.library.clone(),

@@ -1,3 +1,4 @@
 //! Black-box tests of the forge: real templates, real library, embedded bus.
 mod catalogue;
 mod compile;
+mod prefetch;
