@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::network::NetworkError;
+
 /// Why a data set cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -138,4 +140,76 @@ pub enum CellFault {
     /// NaN or infinite.
     #[error("{0:?} is not finite")]
     NotFinite(String),
+}
+
+/// Why a training run ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The settings cannot be used.
+    #[error("the settings of the run cannot be used: {faults}")]
+    Settings {
+        /// Every fault.
+        faults: String,
+    },
+    /// The data set cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The engine refused.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The seed manager refused a slot.
+    #[error("the seed manager refused a slot")]
+    Slot(#[from] kasmina::SlotError),
+    /// The host's parameters have other owners.
+    #[error("the seed manager refused the host; give every run a seed manager of its own")]
+    Host {
+        /// What it said.
+        source: kasmina::isolation::Conflict,
+    },
+    /// Training has diverged.
+    #[error("the loss is no number any more in epoch {epoch}; lower the learning rate")]
+    Diverged {
+        /// When.
+        epoch: u32,
+    },
+    /// A comparison run broke down.
+    #[error("a comparison run ended unexpectedly")]
+    Comparison,
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// Why a kernel in hand cannot be grown.
+#[derive(Debug, thiserror::Error)]
+pub enum GraftError {
+    /// The artifact cannot be opened or is not what its digest says.
+    #[error("the artifact {path} cannot be opened: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<kernel::artifact::ArtifactError>,
+    },
+}
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file or its directory cannot be used.
+    #[error("cannot use the checkpoint {path}; check that its directory exists and may be written")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is damaged or of another run.
+    #[error("the checkpoint {path} cannot be used: {reason}; remove it to start anew")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
 }

@@ -1,8 +1,35 @@
-//! Tolaria owns the training loop: data sets, the host network with its slots, state packets, checkpoints, comparison runs and the report.
+//! Tolaria owns the training loop: data sets, the host network with its slots, state packets, checkpoints, comparison
+//! runs and the report. It leaves seeds to `kasmina`, decisions to `tamiyo`, and spawns nothing that outlives a call.
 //!
-//! Reading order: [`data`] (what is learnt).
+//! Reading order: [`Config`], [`data`] (what is learnt), [`host`] (the network and what its slots do), [`Network`] (the
+//! same in training), [`Prepared`] and [`Training`] (the loop), [`Publisher`] (the bus's copy of it), [`Outcome`].
 
+mod batches;
+mod boundary;
+mod clock;
+mod compare;
+mod config;
 pub mod data;
 mod error;
+pub mod graft;
+pub mod host;
+mod journal;
+mod metrics;
+mod network;
+mod packet;
+mod prepared;
+mod progress;
+mod publisher;
+mod statistics;
+mod training;
 
-pub use error::{CellFault, DataError};
+pub use config::{Comparison, Config};
+pub use error::{CellFault, CheckpointError, DataError, GraftError, TrainError};
+pub use metrics::Metrics;
+pub use network::{Graft, Network, NetworkError, Score, SeedStep, Snapshot, StepOutcome};
+pub use prepared::Prepared;
+pub use progress::{
+    Boundary, End, Epoch, Figures, Journey, Milestone, Outcome, Phase, Progress, SeedView,
+};
+pub use publisher::{OUTBOX_LEN_MAX, Outbox, Outgoing, Publisher, PublisherError};
+pub use training::{Channels, Opener, Training};

@@ -21,7 +21,8 @@ pub fn parse(path: &Path, bytes: &[u8], label: Option<&str>) -> Result<Dataset, 
     let broken = |reason: String| DataError::Npz { path: path.to_owned(), reason };
     let mut archive = npyz::npz::NpzArchive::new(Cursor::new(bytes))
         .map_err(|error| broken(error.to_string()))?;
-    let present: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    let mut present: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    present.sort();
     let pick = |wanted: &[&str]| {
         wanted
             .iter()

@@ -1,0 +1,117 @@
+//! What growth must do to the tasks of the demonstration.
+
+use std::time::Duration;
+
+use leyline::Message;
+use leyline::ids::RunId;
+use tokio_util::sync::CancellationToken;
+use tolaria::data::Source;
+use tolaria::{Config, Outcome, Prepared};
+
+use crate::kitchen::{Served, good, serve};
+
+fn config(source: Source, seed: u64) -> Config {
+    Config {
+        epoch_time_min: Duration::ZERO,
+        attach_after_epochs: 6,
+        kernel_wait_max: Duration::from_secs(30),
+        ..Config::new(RunId::from("run"), source, seed)
+    }
+}
+
+fn run(source: Source, seed: u64) -> Served {
+    serve(Prepared::load(config(source, seed)).unwrap(), good, &CancellationToken::new())
+}
+
+fn summary(outcome: &Outcome) -> String {
+    let stages: Vec<String> = outcome
+        .journeys
+        .iter()
+        .map(|journey| {
+            let milestones: Vec<_> = journey
+                .milestones
+                .iter()
+                .map(|m| format!("{}@{}", m.stage.name(), m.epoch))
+                .collect();
+            format!(
+                "{} {} {} {:?} {:?}",
+                journey.seed,
+                journey.blueprint,
+                milestones.join(" "),
+                journey.losses,
+                journey.reason
+            )
+        })
+        .collect();
+    format!(
+        "{:?} before {:?} grown {:?} alone {:?} fixed {:?} rollbacks {} step {:.0} us hook {:.0} us\n  {}",
+        outcome.end,
+        outcome.before,
+        outcome.grown,
+        outcome.host_alone,
+        outcome.fixed,
+        outcome.rollbacks,
+        outcome.step_us,
+        outcome.hook_us,
+        stages.join("\n  ")
+    )
+}
+
+#[test]
+fn spirals_are_learnt_by_growing_and_not_by_the_host_alone() {
+    for seed in 1..=5 {
+        let served = run(Source::Spirals(Default::default()), seed);
+        let outcome = served.outcome.unwrap();
+        println!("seed {seed}: {}", summary(&outcome));
+        assert!(outcome.grown.accuracy >= 0.95, "seed {seed}: {}", summary(&outcome));
+        assert!(
+            outcome.host_alone.as_ref().unwrap().accuracy < 0.70,
+            "seed {seed}: {}",
+            summary(&outcome)
+        );
+    }
+}
+
+#[test]
+fn xor_goes_from_half_to_whole() {
+    let outcome = run(Source::Xor, 1).outcome.unwrap();
+    println!("{}", summary(&outcome));
+    assert_eq!(outcome.before.accuracy, 0.5, "{}", summary(&outcome));
+    assert_eq!(outcome.grown.accuracy, 1.0, "{}", summary(&outcome));
+}
+
+#[test]
+fn moons_are_learnt_better_than_by_a_line() {
+    let outcome = run(Source::Moons(Default::default()), 1).outcome.unwrap();
+    println!("{}", summary(&outcome));
+    assert!(outcome.grown.accuracy > outcome.host_alone.as_ref().unwrap().accuracy + 0.05);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_curve() {
+    let one = run(Source::Moons(Default::default()), 3).outcome.unwrap();
+    let two = run(Source::Moons(Default::default()), 3).outcome.unwrap();
+    assert!(one.is_repeatable() && two.is_repeatable());
+    assert_eq!(one.history, two.history);
+    assert_eq!(
+        (one.host_alone_accuracy, one.fixed_accuracy),
+        (two.host_alone_accuracy, two.fixed_accuracy)
+    );
+    let other = run(Source::Moons(Default::default()), 4).outcome.unwrap();
+    assert_ne!(one.history, other.history);
+}
+
+#[test]
+fn state_commands_and_reports_are_told() {
+    let served = run(Source::Xor, 2);
+    let outcome = served.outcome.unwrap();
+    let states =
+        served.sent.iter().filter(|sent| matches!(sent.message, Message::SystemState(_))).count();
+    assert_eq!(states, outcome.history.len());
+    let commands =
+        served.sent.iter().filter(|sent| matches!(sent.message, Message::Command(_))).count();
+    assert!(commands >= 1);
+    assert!(!served.reports.is_empty());
+    assert_eq!(served.progress.phase, tolaria::Phase::Finished);
+    assert_eq!(served.progress.epoch as usize, outcome.history.len());
+}

@@ -1,0 +1,4 @@
+//! Black-box tests: whole runs without a service.
+
+mod growth;
+mod kitchen;
