@@ -315,7 +315,10 @@ impl Lowering<'_> {
                 Pattern::Equal => return None,
                 pattern => Kernel::Broadcast(*kind, pattern),
             },
-            Op::CrossEntropy => Kernel::CrossEntropy(last(shape(0))),
+            Op::CrossEntropy => {
+                let logits = shape(0);
+                Kernel::CrossEntropy { classes: last(logits), len: logits.iter().product() }
+            }
             Op::CrossEntropyGradient => Kernel::CrossEntropyGradient(last(&node.shape)),
         })
     }

@@ -58,7 +58,7 @@ pub(super) enum Kernel {
     Pad(Axis, usize),
     Reduce(Reduction, Pattern),
     Broadcast(Reduction, Pattern),
-    CrossEntropy(usize),
+    CrossEntropy { classes: usize, len: usize },
     CrossEntropyGradient(usize),
 }
 
@@ -70,6 +70,7 @@ impl Kernel {
             | Self::ConvolutionInputGradient(geometry)
             | Self::ConvolutionWeightGradient(geometry) => geometry.scratch_len(),
             Self::Normalise(groups) | Self::NormaliseGradient(groups) => groups.scratch_len(),
+            Self::CrossEntropy { len, .. } => *len,
             Self::Copy
             | Self::Unary(_)
             | Self::UnaryGradient(_)
@@ -91,7 +92,6 @@ impl Kernel {
             | Self::Pad(..)
             | Self::Reduce(..)
             | Self::Broadcast(..)
-            | Self::CrossEntropy(_)
             | Self::CrossEntropyGradient(_) => 0,
         }
     }
@@ -164,8 +164,8 @@ impl Kernel {
             Self::Broadcast(kind, pattern) => {
                 statistics::broadcast(*kind, pattern, operand(0), out)
             }
-            Self::CrossEntropy(classes) => {
-                out[0] = statistics::cross_entropy(*classes, operand(0), operand(1))?
+            Self::CrossEntropy { classes, .. } => {
+                out[0] = statistics::cross_entropy(*classes, operand(0), operand(1), scratch)?;
             }
             Self::CrossEntropyGradient(classes) => {
                 statistics::cross_entropy_gradient(

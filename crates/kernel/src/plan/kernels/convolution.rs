@@ -174,13 +174,9 @@ impl Geometry {
     #[inline(always)]
     fn clear_padding(&self, stretch: &mut [f32], columns: &std::ops::Range<usize>) {
         let width = self.size[1];
-        let gap = width - columns.len();
-        if gap == 0 {
-            return;
-        }
-        for row in stretch[columns.len()..].chunks_mut(width) {
-            let gap = gap.min(row.len());
-            row[..gap].fill(0.0);
+        // Column by column of the gap, because it is one or two wide as a rule: too short for a fill of each row.
+        for column in columns.len()..width {
+            stretch.iter_mut().skip(column).step_by(width).for_each(|value| *value = 0.0);
         }
     }
 

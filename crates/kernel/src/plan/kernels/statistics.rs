@@ -92,50 +92,29 @@ fn largest(row: &[f32]) -> f32 {
     row.iter().fold(f32::NEG_INFINITY, |best, &value| if value > best { value } else { best })
 }
 
+/// `out`: `e^(x - largest of its row)`. The exponentials are taken of all rows at once, because those of a classifier
+/// are shorter than a vector.
+#[inline(always)]
+fn shifted_exps(classes: usize, x: &[f32], out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)) {
+        let largest = largest(x);
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = x - largest);
+    }
+    out.iter_mut().for_each(|value| *value = math::exp(*value));
+}
+
 /// Softmax of each row.
 pub(in crate::plan) fn softmax(classes: usize, x: &[f32], out: &mut [f32]) {
     simd(
         #[inline(always)]
         || {
-            for (x, out) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)) {
-                softmax_row(x, out);
+            shifted_exps(classes, x, out);
+            for row in out.chunks_exact_mut(classes) {
+                let share = 1.0 / sum_of(row, |value| value);
+                row.iter_mut().for_each(|value| *value *= share);
             }
         },
     );
-}
-
-#[inline(always)]
-fn softmax_row(x: &[f32], out: &mut [f32]) {
-    let largest = largest(x);
-    let share =
-        1.0 / for_each_exp(x, largest, |at, exps| out[at..at + exps.len()].copy_from_slice(exps));
-    out.iter_mut().for_each(|value| *value *= share);
-}
-
-/// Visits `e^(x - largest)` in runs of at most [`LANES`] with the index of the first, and returns the sum.
-///
-/// Short rows, such as those of a classifier, are as fast as long ones: the last run is filled up with elements that
-/// count for nothing.
-#[inline(always)]
-fn for_each_exp(x: &[f32], largest: f32, mut visit: impl FnMut(usize, &[f32])) -> f32 {
-    let mut lanes = [0.0; LANES];
-    for (run, values) in x.chunks(LANES).enumerate() {
-        let mut exps = [f32::NEG_INFINITY; LANES];
-        exps[..values.len()].copy_from_slice(values);
-        for (lane, value) in lanes.iter_mut().zip(&mut exps) {
-            *value = math::exp(*value - largest);
-            *lane += *value;
-        }
-        visit(run * LANES, &exps[..values.len()]);
-    }
-    lanes.iter().sum()
-}
-
-/// Logarithm of the sum of the exponentials of a row.
-#[inline(always)]
-fn log_sum_exp(row: &[f32]) -> f32 {
-    let largest = largest(row);
-    largest + libm::logf(for_each_exp(row, largest, |_, _| {}))
 }
 
 /// Logarithm of the softmax of each row.
@@ -143,27 +122,32 @@ pub(in crate::plan) fn log_softmax(classes: usize, x: &[f32], out: &mut [f32]) {
     simd(
         #[inline(always)]
         || {
+            shifted_exps(classes, x, out);
             for (x, out) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)) {
-                let log_sum = log_sum_exp(x);
+                let log_sum = largest(x) + libm::logf(sum_of(out, |value| value));
                 out.iter_mut().zip(x).for_each(|(out, &x)| *out = x - log_sum);
             }
         },
     );
 }
 
-/// Mean over rows of `-log softmax(logits)[label]`.
+/// Mean over rows of `-log softmax(logits)[label]`. `scratch` holds as many elements as the logits.
 pub(in crate::plan) fn cross_entropy(
     classes: usize,
     logits: &[f32],
     labels: &[f32],
+    scratch: &mut [f32],
 ) -> Result<f32, RunError> {
     simd(
         #[inline(always)]
         || {
+            let exps = &mut scratch[..logits.len()];
+            shifted_exps(classes, logits, exps);
             let mut sum = 0.0;
-            for (row, &label) in logits.chunks_exact(classes).zip(labels) {
+            let rows = logits.chunks_exact(classes).zip(exps.chunks_exact(classes));
+            for ((row, exps), &label) in rows.zip(labels) {
                 let label = whole("cross_entropy", label, classes)?;
-                sum += log_sum_exp(row) - row[label];
+                sum += largest(row) - row[label] + libm::logf(sum_of(exps, |value| value));
             }
             Ok(sum / labels.len() as f32)
         },
