@@ -123,7 +123,7 @@ pub struct Evidence {
     pub ramp_left: u32,
     /// The last interface check in this stage.
     pub interface: Option<Interface>,
-    /// Validations in this stage, in order; the last [`VALIDATIONS_MAX`].
+    /// Validations in this stage, in order; the last 256.
     pub validations: Vec<Validation>,
 }
 

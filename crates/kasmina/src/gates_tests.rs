@@ -63,7 +63,7 @@ fn g0() {
     check_after(Gate::Sanity, |e| e.blueprint = None, Err("missing blueprint id"));
     check_after(Gate::Sanity, |e| e.blueprint = Some("  ".into()), Err("missing blueprint id"));
     let parameter =
-        |value: f32| move |e: &mut Evidence| drop(e.parameters.insert("p".to_owned(), value));
+        |value: f32| move |e: &mut Evidence| e.parameters = [("p".to_owned(), value)].into();
     check_after(Gate::Sanity, parameter(f32::NAN), Err("parameter p invalid"));
     check_after(Gate::Sanity, parameter(f32::INFINITY), Ok(()));
 }

@@ -10,7 +10,7 @@ pub const TTL: Duration = Duration::from_secs(300);
 /// Ids remembered at most. At the pause quota of one command each 6 ms this is the TTL's worth.
 pub const LEN_MAX: usize = 50_000;
 
-/// The ids of the last [`TTL`]. Times are the caller's monotonic clock and never go back.
+/// The ids of the last 300 s. Times are the caller's monotonic clock and never go back.
 #[derive(Debug, Default)]
 pub struct NonceLedger {
     seen: HashSet<CommandId>,

@@ -41,7 +41,7 @@ pub enum Effect {
         blend: BlendMode,
     },
     /// The seed moved; what the host sees and what trains may have changed. Read
-    /// [`SeedManager::alpha`] each step while it blends.
+    /// [`SeedManager::host_alpha`] each step while it blends.
     Moved {
         /// The seed.
         seed: SeedId,
