@@ -129,6 +129,11 @@ pub(crate) fn events(findings: &Findings<'_>, reports: &[FieldReport]) -> Vec<Te
             details.push(("component", component.to_owned()));
             details.push(("action", step.name().to_owned()));
         }
+        if let Some(choice) = findings.proposal.choice.as_ref().filter(|_| is_of_sheet(one.event)) {
+            let sheet = karn::safety_sheet(choice.blueprint);
+            details.push(("provenance", sheet.provenance.as_str_name().to_owned()));
+            details.push(("blueprint_id", choice.blueprint.id().to_string()));
+        }
         (one.event, one.level, details)
     });
     let reported = reports.iter().map(|report| {
@@ -139,6 +144,18 @@ pub(crate) fn events(findings: &Findings<'_>, reports: &[FieldReport]) -> Vec<Te
     numbered
         .map(|(number, (name, level, details))| event(findings, number, name, level, details))
         .collect()
+}
+
+/// Whether an event speaks of a blueprint's safety sheet.
+fn is_of_sheet(event: Reason) -> bool {
+    matches!(
+        event,
+        Reason::BlueprintQuarantine
+            | Reason::BlueprintRisk
+            | Reason::HandlingQuarantine
+            | Reason::HazardCritical
+            | Reason::HazardHigh
+    )
 }
 
 fn event(

@@ -61,7 +61,7 @@ impl Archive {
         let mut state = opening.state()?.unwrap_or_else(|| State {
             current: built_in.identity.clone(),
             previous: None,
-            floor: Floor::default(),
+            floor: Floor { sequence: opening.highest_kept(), issued_at_ms: 0 },
         });
         let current = match opening.policy(&state.current)? {
             Some(loaded) => loaded,
@@ -203,6 +203,19 @@ impl Opening<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// Highest sequence among the kept payloads: what holds when `policy.json` is lost, so that an
+    /// older policy does not come back that way either.
+    fn highest_kept(&self) -> u64 {
+        let paths = fs::read_dir(self.dir).into_iter().flatten().flatten().map(|one| one.path());
+        let payloads = paths.filter(|path| path.to_string_lossy().ends_with(PAYLOAD_SUFFIX));
+        let bytes_max = self.config.updates.payload_bytes_max;
+        let sequence = |path: PathBuf| {
+            let payload = fs::read(path).ok()?;
+            tensors::decode(&payload, bytes_max).ok().map(|(_, sequence)| sequence)
+        };
+        payloads.filter_map(sequence).max().unwrap_or(0)
     }
 
     fn quarantine(

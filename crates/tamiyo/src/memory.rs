@@ -118,6 +118,7 @@ impl RunMemory {
             // The executor knows best whether the pause is in force.
             slot.paused = seed.metrics.get(PAUSED).map_or(slot.paused, |paused| *paused > 0.0);
         }
+        self.forget_absent(state);
         self.plateau.observe(epoch, state.validation_loss, numbers);
         let violations = state.training_metrics.get("kasmina.isolation.violations").copied();
         self.before.violations = violations.or(self.before.violations);
@@ -130,6 +131,15 @@ impl RunMemory {
         self.plateau.restart();
         self.before.validation_loss = None;
         Structure::Changed
+    }
+
+    /// A slot that the packet no longer lists grows nothing; what was culled there stays known.
+    fn forget_absent(&mut self, state: &SystemStatePacket) {
+        for (id, slot) in &mut self.slots {
+            if state.seed_states.iter().all(|seed| seed.seed_id != id.as_str()) {
+                (slot.stage, slot.asked, slot.paused) = (None, None, false);
+            }
+        }
     }
 
     /// Whether a seed grows, or was asked to.

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use leyline::Message;
-use leyline::wire::PolicyUpdate;
+use leyline::wire::{
+    HealthStatus, MessagePriority, PolicyUpdate, SystemHealth, TelemetryEvent, TelemetryLevel,
+    TelemetryPacket,
+};
 use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Stream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -11,9 +14,13 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{self, Admitted};
 use crate::config::Updates as Settings;
 use crate::error::{ArchiveError, UpdateRefused};
+use crate::live::Identity;
 use crate::metrics::{Accepted, Metrics};
+use crate::reason::Reason;
 use crate::store::PolicyStore;
 
+/// Longest wait for telling telemetry of a refusal.
+const TELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for settling a delivery; the bus goes on trying after it.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -90,6 +97,7 @@ impl PolicyUpdates {
                 Ok(()) => delivery.ack().await,
                 Err(refused) => {
                     self.metrics.update_rejected(&refused);
+                    self.tell(&refused, &delivery.message, delivery.attempt).await;
                     if refused.is_ours() {
                         delivery.fail(refused.rejection().name()).await
                     } else {
@@ -124,6 +132,19 @@ impl PolicyUpdates {
         Ok(())
     }
 
+    /// Tells telemetry of a refusal, as far as the bus allows; the counter counts it anyway.
+    async fn tell(&self, refused: &UpdateRefused, message: &Message, attempt: u32) {
+        let Message::PolicyUpdate(update) = message else { return };
+        let live = self.store.live().load();
+        let packet = Message::from(rejection_packet(refused, update, attempt, &live.identity));
+        let publishing =
+            self.bus.publish(Stream::Telemetry, MessagePriority::High, crate::ISSUED_BY, &packet);
+        match timeout(TELL_TIMEOUT, publishing).await {
+            Ok(Ok(outcome)) if outcome.is_sent() => {}
+            _ => tracing::debug!("telemetry did not hear of the refusal"),
+        }
+    }
+
     /// Keeps and swaps, on a thread for blocking work.
     async fn keep(&self, admitted: Admitted, update: &PolicyUpdate) -> Result<(), ArchiveError> {
         self.heartbeat.beat("keeping a policy");
@@ -140,5 +161,41 @@ impl PolicyUpdates {
             },
             Err(_) => Err(ArchiveError::TimedOut { after }),
         }
+    }
+}
+
+/// The packet that tells of a refusal: one event, `policy_update_rejected`, with its reason.
+fn rejection_packet(
+    refused: &UpdateRefused,
+    update: &PolicyUpdate,
+    attempt: u32,
+    live: &Identity,
+) -> TelemetryPacket {
+    let now = leyline::time::now_unix_ms();
+    // What came from outside is shown, so it is cut to a length that a page can bear.
+    let policy_id: String = update.policy_id.chars().take(64).collect();
+    let reason = refused.rejection().name();
+    let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let id = format!("tamiyo-update-{policy_id}-{now}-{attempt}");
+    let event = TelemetryEvent {
+        event_id: id.clone(),
+        description: Reason::PolicyUpdateRejected.name().to_owned(),
+        level: TelemetryLevel::Warning.into(),
+        attributes: [text("reason", reason), text("policy_id", &policy_id)].into(),
+    };
+    TelemetryPacket {
+        packet_id: id,
+        timestamp: Some(leyline::time::timestamp(now)),
+        source_subsystem: crate::ISSUED_BY.to_owned(),
+        level: TelemetryLevel::Warning.into(),
+        metrics: Vec::new(),
+        events: vec![event],
+        spans: Vec::new(),
+        system_health: Some(SystemHealth {
+            status: HealthStatus::Degraded.into(),
+            summary: Reason::PolicyUpdateRejected.name().to_owned(),
+            indicators: [text("policy", &live.version), text("priority", "MESSAGE_PRIORITY_HIGH")]
+                .into(),
+        }),
     }
 }

@@ -21,7 +21,7 @@ pub(crate) fn judge(
     weights: &Weights,
     growth: &Growth,
 ) -> Option<(Action, Reason)> {
-    let on_probation = slot.stage == Some(Stage::Probationary);
+    let on_probation = Stage::try_from(seed.stage) == Ok(Stage::Probationary);
     let epochs = slot.stage_epochs(seed, epoch);
     if !on_probation || slot.paused || slot.asked.is_some() || epochs < growth.probation_epochs_min
     {

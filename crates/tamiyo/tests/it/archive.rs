@@ -111,6 +111,11 @@ async fn a_damaged_state_file_is_moved_aside_too() {
     let (store, damaged) = PolicyStore::open(&config(dir.path())).unwrap();
     assert_eq!((patience(&store), damaged.len()), (built_in(), 1));
     assert!(damaged[0].to_string().contains("policy.json"), "{}", damaged[0]);
+    drop(store);
+    let desk = Desk::new(dir.path()).await;
+    desk.refused(payload(&patient(6), 2), tamiyo::Rejection::StaleUpdate).await;
+    desk.refused(payload(&patient(6), 3), tamiyo::Rejection::StaleUpdate).await;
+    desk.take(payload(&patient(6), 4)).await;
 }
 
 #[tokio::test]

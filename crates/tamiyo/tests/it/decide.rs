@@ -438,3 +438,13 @@ fn a_keep_held_back_by_risk_is_only_put_off() {
     rig.state.training_metrics.insert("grad_var".to_owned(), 0.1);
     assert_eq!(rig.until_command(1.0).action, Action::Fossilize);
 }
+
+#[test]
+fn a_slot_that_is_gone_does_not_hold_up_the_others() {
+    let mut rig = Rig::new(config());
+    rig.until_command(1.0);
+    rig.stage("a", Stage::Training);
+    rig.epoch(1.0);
+    rig.state.seed_states.remove(0);
+    assert_eq!(rig.until_command(1.0).command.unwrap().target_seed_id, "b");
+}

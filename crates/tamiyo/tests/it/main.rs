@@ -8,4 +8,5 @@ mod decide;
 mod observe;
 mod reports;
 mod rig;
+mod strange;
 mod updates;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use leyline::Message;
 use leyline::wire::{MessagePriority, PolicyUpdate};
-use oona::{Bus, Heartbeat, Stream};
+use oona::{Bus, ConsumerSpec, Heartbeat, Stream};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tamiyo::{
     ARCHITECTURE, Config, Metrics, PolicyStore, PolicyUpdates, Rejection, Weights, encode,
@@ -264,6 +264,11 @@ async fn a_refused_update_is_not_tried_again() {
         Rejection::InvalidPayload,
     )
     .await;
+    let mut consumer = desk.bus.consumer(ConsumerSpec::new(Stream::Telemetry, "reader"));
+    let told = timeout(PATIENCE, consumer.recv()).await.unwrap().unwrap();
+    let Message::Telemetry(packet) = &told.message else { panic!("{told:?}") };
+    assert_eq!(packet.events[0].description, "policy_update_rejected");
+    assert_eq!(packet.events[0].attributes["reason"], "invalid_payload");
     // The next worker on the same group sees the next update only.
     desk.take(payload(&patient(3), 2)).await;
     assert_eq!(desk.metrics.rejected_total(Rejection::InvalidPayload), 1);
