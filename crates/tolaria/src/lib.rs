@@ -20,6 +20,7 @@ mod packet;
 mod prepared;
 mod progress;
 mod publisher;
+pub mod report;
 mod statistics;
 mod training;
 
