@@ -13,4 +13,5 @@ pub mod preflight;
 pub mod service;
 pub mod settings;
 pub mod supervisor;
+pub mod training;
 mod wiring;

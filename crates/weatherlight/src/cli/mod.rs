@@ -6,11 +6,13 @@
 mod bench;
 mod completions;
 mod config;
+mod demo;
 mod doctor;
 mod failure;
 mod kernels;
 mod serve;
-mod table;
+pub(crate) mod table;
+mod train;
 mod workers;
 
 use std::ffi::OsString;
@@ -21,6 +23,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::logging::LogFormat;
 use crate::settings::{Resolved, Sources, resolve};
+use crate::training::Ask;
 
 pub use failure::Failure;
 
@@ -97,6 +100,23 @@ pub enum Command {
         after_help = "Example: REDIS_URL=redis://127.0.0.1:6379/0 ESPER_LEYLINE_SECRET_FILE=/run/secrets/leyline weatherlight serve"
     )]
     Serve,
+    /// Boot everything in one process and grow a network; needs nothing else
+    ///
+    /// Boots the whole service on its own embedded log below ./var, compiles the catalogue, trains a
+    /// network that cannot solve its task alone, and lets the policy grow it. Ends with a table and a
+    /// report.
+    #[command(
+        after_help = "Examples:\n  weatherlight demo\n  weatherlight demo --task xor --seed 3\n  weatherlight demo --data iris.csv --label species --report iris.html\n  weatherlight demo --stay          keep the page up afterwards"
+    )]
+    Demo(demo::Options),
+    /// Train against a running service, over Redis
+    ///
+    /// Needs REDIS_URL and ESPER_LEYLINE_SECRET, the same as the service's, and must see the service's
+    /// artifact directory under the same path.
+    #[command(
+        after_help = "Example: REDIS_URL=redis://127.0.0.1:6379/0 weatherlight train --task moons"
+    )]
+    Train(Ask),
     /// Check, show or document the settings
     #[command(subcommand)]
     Config(config::Command),
@@ -145,6 +165,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     let global = &cli.global;
     match cli.command {
         Command::Serve => serve::run(global),
+        Command::Demo(options) => demo::run(global, &options),
+        Command::Train(ask) => train::run(global, &ask),
         Command::Config(command) => config::run(global, &command),
         Command::Doctor => doctor::run(global),
         Command::Status => workers::status(global),

@@ -35,7 +35,7 @@ async fn serve(global: &Global, resolved: Resolved, level: LogLevel) -> Result<u
     };
     let settings = resolved.settings.clone();
     let reload = reload(global.clone(), resolved, level);
-    let service = service::start(Starting { settings, listener, reload })
+    let service = service::start(Starting { settings, listener, reload, trainer: None })
         .map_err(|error| Failure::configuration(format!("{error:#}")))?;
     tracing::info!(address = %service.address, "page and health are up");
     let handle = service.handle.clone();

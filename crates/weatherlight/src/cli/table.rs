@@ -10,7 +10,7 @@ use serde::Serialize;
 const WIDTH_WITHOUT_TERMINAL: u16 = 140;
 
 /// An empty table with these columns, in the one style used everywhere.
-pub(super) fn with_columns(columns: &[&str]) -> Table {
+pub(crate) fn with_columns(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
     if !table.is_tty() {
@@ -21,13 +21,13 @@ pub(super) fn with_columns(columns: &[&str]) -> Table {
 }
 
 /// Prints to standard output. A reader that has gone (`| head`) is no failure.
-pub(super) fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{}", text.trim_end());
 }
 
 /// Prints a value as indented JSON.
-pub(super) fn print_json(value: &impl Serialize) {
+pub(crate) fn print_json(value: &impl Serialize) {
     let text = serde_json::to_string_pretty(value);
     print(&text.unwrap_or_else(|error| panic!("what is printed serialises: {error}")));
 }

@@ -82,6 +82,11 @@ impl Findings {
         }
     }
 
+    /// Drops the findings of a check that does not matter here.
+    pub fn forget(&mut self, check: &str) {
+        self.0.retain(|finding| finding.check != check);
+    }
+
     /// What a person should look at though the service starts.
     pub fn warnings(&self) -> impl Iterator<Item = &Finding> {
         self.0.iter().filter(|finding| finding.verdict == Verdict::Warning)

@@ -4,11 +4,12 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use nissa::{HttpConfig, WorkerControl};
-use oona::{EmergencyLane, Housekeeping};
+use oona::{Bus, EmergencyLane, Housekeeping};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
 use super::emergency::{REROUTED_LEN_MAX, Receiver, SIGNALS_LEN_MAX};
+use super::metrics::AllMetrics;
 use super::parts::{GROUP, Parts};
 use super::probe::Probe;
 use super::telemetry::Telemetry;
@@ -19,25 +20,25 @@ use crate::wiring;
 
 /// Stop groups, in the order in which they stop: what takes in work first, what others stand on
 /// later, and the endpoint that shows it all last.
-mod stop {
+pub(super) mod stop {
     /// What takes work from the bus.
-    pub(super) const INTAKE: u8 = 6;
+    pub(in crate::service) const INTAKE: u8 = 6;
     /// What works for them.
-    pub(super) const SERVICES: u8 = 5;
+    pub(in crate::service) const SERVICES: u8 = 5;
     /// Observers.
-    pub(super) const OBSERVERS: u8 = 4;
+    pub(in crate::service) const OBSERVERS: u8 = 4;
     /// The foundation's last packet.
-    pub(super) const TELEMETRY: u8 = 3;
+    pub(in crate::service) const TELEMETRY: u8 = 3;
     /// What keeps the bus.
-    pub(super) const BUS: u8 = 2;
+    pub(in crate::service) const BUS: u8 = 2;
     /// Health and page.
-    pub(super) const HTTP: u8 = 0;
+    pub(in crate::service) const HTTP: u8 = 0;
 }
 
 /// The bus is kept by its housekeeping; whoever stands on the bus depends on it.
-const BUS: &[&str] = &["oona.housekeeping"];
+pub(super) const BUS: &[&str] = &["oona.housekeeping"];
 
-fn row(
+pub(super) fn row(
     settings: &EsperSettings,
     name: &'static str,
     criticality: Criticality,
@@ -94,24 +95,39 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
     row(settings, "nissa.http", Parkable, &[], stop::HTTP, serve)
 }
 
-/// Every other worker, in boot order.
+/// What keeps the bus, in any process.
+pub(super) fn bus_rows(settings: &EsperSettings, bus: &Bus) -> Vec<Row> {
+    let keep = housekeeping(bus);
+    vec![row(settings, "oona.housekeeping", Parkable, &[], stop::BUS, keep)]
+}
+
+/// Every other worker of the service, in boot order.
 pub fn rows(parts: &Parts) -> Vec<Row> {
     let settings = &*parts.settings;
-    vec![
-        row(settings, "oona.housekeeping", Parkable, &[], stop::BUS, housekeeping(parts)),
+    let policy = wiring::policy_config(settings).updates;
+    let mut rows = bus_rows(settings, &parts.bus);
+    rows.extend([
         row(settings, "weatherlight.probe", Parkable, BUS, stop::BUS, probe(parts)),
         row(settings, "oona.emergency", Critical, BUS, stop::INTAKE, emergency(parts)),
         row(settings, "urza.prefetch", Critical, BUS, stop::INTAKE, prefetch(parts)),
         row(settings, "urza.maintenance", Parkable, &[], stop::SERVICES, maintenance(parts)),
         row(settings, "tezzeret.forge", Parkable, BUS, stop::SERVICES, forge(parts)),
-        row(settings, "tamiyo.policy", Parkable, BUS, stop::INTAKE, policy_updates(parts)),
+        row(
+            settings,
+            "tamiyo.policy",
+            Parkable,
+            BUS,
+            stop::INTAKE,
+            policy_updates(&parts.bus, &parts.policies, &policy, &parts.metrics),
+        ),
         row(settings, "nissa.ingest", Parkable, BUS, stop::OBSERVERS, ingest(parts)),
         row(settings, "weatherlight.telemetry", Parkable, BUS, stop::TELEMETRY, telemetry(parts)),
-    ]
+    ]);
+    rows
 }
 
-fn housekeeping(parts: &Parts) -> Build {
-    let bus = parts.bus.clone();
+fn housekeeping(bus: &Bus) -> Build {
+    let bus = bus.clone();
     build(move |context| {
         Housekeeping { bus: bus.clone(), heartbeat: context.heartbeat }.run(context.stop)
     })
@@ -195,14 +211,20 @@ fn forge(parts: &Parts) -> Build {
     })
 }
 
-fn policy_updates(parts: &Parts) -> Build {
-    let parts = parts.clone();
+pub(super) fn policy_updates(
+    bus: &Bus,
+    store: &tamiyo::PolicyStore,
+    settings: &tamiyo::UpdateSettings,
+    metrics: &AllMetrics,
+) -> Build {
+    let (bus, store, settings) = (bus.clone(), store.clone(), settings.clone());
+    let metrics = metrics.tamiyo.clone();
     build(move |context| {
         let updates = tamiyo::PolicyUpdates {
-            bus: parts.bus.clone(),
-            store: parts.policies.clone(),
-            settings: wiring::policy_config(&parts.settings).updates,
-            metrics: parts.metrics.tamiyo.clone(),
+            bus: bus.clone(),
+            store: store.clone(),
+            settings: settings.clone(),
+            metrics: metrics.clone(),
             heartbeat: context.heartbeat,
         };
         updates.run(context.stop)

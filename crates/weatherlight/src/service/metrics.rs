@@ -75,6 +75,8 @@ pub struct AllMetrics {
     pub kasmina: kasmina::Metrics,
     /// The policy.
     pub tamiyo: tamiyo::Metrics,
+    /// Training in this process.
+    pub tolaria: tolaria::Metrics,
     /// Observability.
     pub nissa: nissa::Metrics,
 }
@@ -90,6 +92,7 @@ impl AllMetrics {
             tezzeret: tezzeret::Metrics::register(&mut registry),
             kasmina: kasmina::Metrics::register(&mut registry),
             tamiyo: tamiyo::Metrics::register(&mut registry),
+            tolaria: tolaria::Metrics::register(&mut registry),
             nissa: nissa::Metrics::register(&mut registry),
         };
         (metrics, Arc::new(registry))

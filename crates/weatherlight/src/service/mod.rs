@@ -11,10 +11,14 @@ mod parts;
 mod probe;
 mod start;
 mod telemetry;
+mod train;
+mod trainer;
 
 pub use emergency::{EmergencyPicture, Receiver as EmergencyReceiver};
 pub use metrics::AllMetrics;
-pub use parts::{GROUP, OpenError, Parts};
+pub use parts::{ForgePorts, GROUP, OpenError, Parts};
 pub use probe::Probe;
-pub use start::{Service, Starting, start};
-pub use telemetry::{Telemetry, packet, priority};
+pub use start::{Opened, Service, Starting, start};
+pub use telemetry::{LastError, Telemetry, packet, priority};
+pub use train::{Trainer, start_trainer};
+pub use trainer::{Attachment, TrainerPorts};

@@ -112,12 +112,23 @@ impl ForgePorts {
 /// # Errors
 /// [`OpenError`]; a boot fails with the exit that it demands.
 pub async fn open_bus(settings: &EsperSettings, metrics: &AllMetrics) -> Result<Bus, OpenError> {
-    let keyring = wiring::keyring(settings).ok_or(OpenError::NoSecret)?;
-    let bus = Bus::open(wiring::bus_config(settings), keyring, metrics.oona.clone()).await?;
+    let bus = open_bus_alone(settings, metrics).await?;
     let groups = OWN_STREAMS.map(|stream| (stream, GROUP));
     bus.ensure_groups(&groups).await?;
     tracing::info!(log = ?bus.log_kind(), "bus is open");
     Ok(bus)
+}
+
+/// Opens the bus and makes no group.
+///
+/// # Errors
+/// [`OpenError`]; a boot fails with the exit that it demands.
+pub async fn open_bus_alone(
+    settings: &EsperSettings,
+    metrics: &AllMetrics,
+) -> Result<Bus, OpenError> {
+    let keyring = wiring::keyring(settings).ok_or(OpenError::NoSecret)?;
+    Ok(Bus::open(wiring::bus_config(settings), keyring, metrics.oona.clone()).await?)
 }
 
 /// Opens the artifact library.

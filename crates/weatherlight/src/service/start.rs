@@ -5,14 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use leyline::ids::RunId;
 use nissa::{HttpConfig, Token, WorkerControl};
-use oona::Bus;
+use oona::{Bus, BusError};
 use tokio::sync::{oneshot, watch};
 
 use super::boot_table::{self, Endpoint};
 use super::emergency::EmergencyPicture;
 use super::metrics::AllMetrics;
-use super::parts::{ForgePorts, Parts, open_bus, open_library, open_policies};
+use super::parts::{ForgePorts, OpenError, Parts, open_bus, open_library, open_policies};
+use super::trainer::{self, Attachment, TrainerPorts};
 use crate::settings::EsperSettings;
 use crate::supervisor::{
     Boot, BootFailure, BusPicture, Exit, Handle, Identity, Reload, RestartPolicy, Row, Setup,
@@ -20,8 +22,8 @@ use crate::supervisor::{
 };
 use crate::wiring;
 
-/// How long the log may take to become durable at the end.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the log may take to be tidied up and become durable at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a service is started with.
 pub struct Starting {
@@ -31,6 +33,17 @@ pub struct Starting {
     pub listener: TcpListener,
     /// What SIGHUP does.
     pub reload: Reload,
+    /// A training run in this process, as in the demo.
+    pub trainer: Option<RunId>,
+}
+
+/// What was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// The service's parts.
+    pub parts: Parts,
+    /// The ends of the training thread, where there is one.
+    pub trainer: Option<TrainerPorts>,
 }
 
 /// A service that was put together; it lives while [`Service::run`] is awaited.
@@ -40,7 +53,7 @@ pub struct Service {
     /// Where the endpoint listens.
     pub address: SocketAddr,
     /// What was opened, once it is; nothing comes when the boot fails.
-    pub parts: oneshot::Receiver<Parts>,
+    pub opened: oneshot::Receiver<Opened>,
     /// Runs the service to its end.
     pub run: Pin<Box<dyn Future<Output = Exit> + Send>>,
 }
@@ -50,7 +63,7 @@ pub struct Service {
 /// # Errors
 /// When the listener or the token cannot be used.
 pub fn start(starting: Starting) -> anyhow::Result<Service> {
-    let Starting { settings, listener, reload } = starting;
+    let Starting { settings, listener, reload, trainer } = starting;
     let address = listener.local_addr()?;
     let settings = Arc::new(settings);
     let (metrics, registry) = AllMetrics::register();
@@ -82,18 +95,20 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
     let first = vec![boot_table::http(&settings, endpoint)];
 
     let (bus_sender, opened_bus) = oneshot::channel();
-    let (parts_sender, parts) = oneshot::channel();
+    let (sender, opened) = oneshot::channel();
     let foundation = Foundation {
         settings,
         metrics,
         health: handle.health(),
         bus_picture,
         board,
+        trainer,
         opened: bus_sender,
     };
-    let boot: Boot = Box::pin(boot(foundation, parts_sender));
-    let run = Box::pin(run(supervisor, first, boot, opened_bus));
-    Ok(Service { handle, address, parts, run })
+    let trained = foundation.trainer.clone();
+    let boot: Boot = Box::pin(boot(foundation, sender));
+    let run = Box::pin(run(supervisor, first, boot, opened_bus, trained));
+    Ok(Service { handle, address, opened, run })
 }
 
 /// What exists before anything is opened.
@@ -103,14 +118,15 @@ struct Foundation {
     health: nissa::HealthSource,
     bus_picture: watch::Sender<BusPicture>,
     board: nissa::BoardSink,
+    trainer: Option<RunId>,
     opened: oneshot::Sender<Bus>,
 }
 
 async fn boot(
     foundation: Foundation,
-    opened: oneshot::Sender<Parts>,
+    opened: oneshot::Sender<Opened>,
 ) -> Result<Vec<Row>, BootFailure> {
-    let Foundation { settings, metrics, health, bus_picture, board, opened: opened_bus } =
+    let Foundation { settings, metrics, health, bus_picture, board, trainer, opened: opened_bus } =
         foundation;
     let bus = open_bus(&settings, &metrics).await?;
     // Nobody waits for it any more only when the service has ended.
@@ -129,26 +145,58 @@ async fn boot(
         forge: ForgePorts::open(),
         policies,
     };
-    let rows = boot_table::rows(&parts);
+    let mut rows = boot_table::rows(&parts);
+    let trainer = match trainer {
+        Some(run) => {
+            let (ports, more) = attach_trainer(&parts, run).await?;
+            rows.extend(more);
+            Some(ports)
+        }
+        None => None,
+    };
     // A plain service needs the parts nowhere else.
-    let _ = opened.send(parts);
+    let _ = opened.send(Opened { parts, trainer });
     Ok(rows)
 }
 
-async fn run(
+/// The workers of a training run in this process.
+async fn attach_trainer(parts: &Parts, run: RunId) -> Result<(TrainerPorts, Vec<Row>), OpenError> {
+    let keyring = wiring::keyring(&parts.settings).ok_or(OpenError::NoSecret)?;
+    trainer::ensure_groups(&parts.bus, &run).await?;
+    let attachment = Attachment {
+        run,
+        bus: parts.bus.clone(),
+        policies: parts.policies.clone(),
+        policy_config: wiring::policy_config(&parts.settings),
+        metrics: parts.metrics.clone(),
+    };
+    Ok(trainer::attach(&parts.settings, keyring, &attachment))
+}
+
+pub(super) async fn run(
     supervisor: Supervisor,
     first: Vec<Row>,
     boot: Boot,
     mut bus: oneshot::Receiver<Bus>,
+    trained: Option<RunId>,
 ) -> Exit {
     let exit = supervisor.run(first, boot).await;
     if let Ok(bus) = bus.try_recv() {
-        match tokio::time::timeout(FLUSH_TIMEOUT, bus.flush()).await {
+        match tokio::time::timeout(CLOSE_TIMEOUT, close(&bus, trained.as_ref())).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the log was not flushed"),
-            Err(_) => tracing::warn!("the log was not flushed in time"),
+            Ok(Err(error)) => tracing::warn!(%error, "the log was not left tidy"),
+            Err(_) => tracing::warn!("the log was not left tidy in time"),
         }
     }
     tracing::info!(code = exit.code(), "service has stopped");
     exit
+}
+
+/// Removes the groups of a run that is over, so that they hold nothing back, and makes everything
+/// durable. Nobody reads any more by now.
+async fn close(bus: &Bus, trained: Option<&RunId>) -> Result<(), BusError> {
+    if let Some(run) = trained {
+        trainer::remove_groups(bus, run).await?;
+    }
+    bus.flush().await
 }

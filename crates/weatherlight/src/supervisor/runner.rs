@@ -337,7 +337,7 @@ impl Supervisor {
             heartbeat: heartbeat.clone(),
             dependency_restarts: self.dependency_restarts[id].subscribe(),
         };
-        let span = tracing::info_span!("worker", name);
+        let span = tracing::info_span!("task", worker = name);
         let worker = WORKER.scope(name, (row.build)(context)).instrument(span);
         let abort = self.joined.spawn(worker);
         self.owners.insert(abort.id(), id);

@@ -1,0 +1,266 @@
+//! What a training run needs beside its thread: the workers that fetch kernels for it and publish
+//! what it says. They run in the demo beside the service, and in `train` by themselves.
+
+use std::sync::Arc;
+
+use kasmina::{ErrorConsumer, Prefetch, PrefetchConfig, PrefetchDesk, ReadyConsumer, TrainerEnd};
+use leyline::ids::RunId;
+use leyline::sign::Keyring;
+use leyline::wire::FieldReport;
+use oona::{Bus, BusError, Stream};
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::boot_table::{BUS, row, stop};
+use super::metrics::AllMetrics;
+use crate::settings::EsperSettings;
+use crate::supervisor::Criticality::{Critical, Parkable};
+use crate::supervisor::{Build, Row, WorkerError, build};
+use crate::wiring;
+
+/// The streams a trainer reads answers from, in a group of its own.
+const ANSWERS: [Stream; 2] = [Stream::KernelReady, Stream::KernelErrors];
+
+/// The training thread's ends of everything. None of them blocks it.
+#[derive(Debug)]
+pub struct TrainerPorts {
+    /// Orders for kernels, and what comes back.
+    pub kernels: TrainerEnd,
+    /// Copies for the bus.
+    pub outbox: tolaria::Outbox,
+    /// Field reports.
+    pub reports: mpsc::Sender<FieldReport>,
+    /// Signs and verifies commands.
+    pub keyring: Keyring,
+    /// The policy in force.
+    pub policy: tamiyo::LivePolicy,
+    /// Settings of the policy; the run adapts them.
+    pub policy_config: tamiyo::Config,
+    /// Settings of the seed manager; the run adapts them.
+    pub seed_config: kasmina::Config,
+    /// What is counted.
+    pub metrics: AllMetrics,
+}
+
+/// What a trainer is attached to.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    /// The run, named in every request.
+    pub run: RunId,
+    /// The bus.
+    pub bus: Bus,
+    /// The policies.
+    pub policies: tamiyo::PolicyStore,
+    /// Settings of the policy, with this trainer's directories.
+    pub policy_config: tamiyo::Config,
+    /// Every crate's metrics.
+    pub metrics: AllMetrics,
+}
+
+/// The consumer group of a run: every trainer reads answers through one of its own.
+pub fn group(run: &RunId) -> String {
+    format!("trainer-{run}")
+}
+
+/// Makes the trainer's groups, before it asks for anything.
+///
+/// # Errors
+/// [`BusError`] when the log fails.
+pub async fn ensure_groups(bus: &Bus, run: &RunId) -> Result<(), BusError> {
+    let group = group(run);
+    bus.ensure_groups(&ANSWERS.map(|stream| (stream, group.as_str()))).await
+}
+
+/// Removes the trainer's groups, so that they hold nothing back on the log.
+///
+/// # Errors
+/// [`BusError`] when the log fails.
+pub async fn remove_groups(bus: &Bus, run: &RunId) -> Result<(), BusError> {
+    for stream in ANSWERS {
+        bus.remove_group(stream, &group(run)).await?;
+    }
+    Ok(())
+}
+
+/// The rows of a trainer, and what its thread holds.
+pub fn attach(
+    settings: &EsperSettings,
+    keyring: Keyring,
+    attachment: &Attachment,
+) -> (TrainerPorts, Vec<Row>) {
+    let Attachment { run, bus, policies, policy_config, metrics } = attachment;
+    let (desk, kernels) = PrefetchDesk::new(PrefetchConfig::default());
+    let (outbox, outgoing) = tolaria::Outbox::new(&metrics.tolaria);
+    let (reports, reported) = mpsc::channel(policy_config.reports.queue_len_max);
+    let rows = vec![
+        row(
+            settings,
+            "kasmina.prefetch",
+            Critical,
+            BUS,
+            stop::INTAKE,
+            prefetch(run, bus, metrics, &desk),
+        ),
+        row(
+            settings,
+            "kasmina.ready",
+            Critical,
+            BUS,
+            stop::INTAKE,
+            ready(run, bus, metrics, &desk),
+        ),
+        row(
+            settings,
+            "kasmina.errors",
+            Critical,
+            BUS,
+            stop::INTAKE,
+            errors(run, bus, metrics, &desk),
+        ),
+        row(
+            settings,
+            "kasmina.telemetry",
+            Parkable,
+            BUS,
+            stop::OBSERVERS,
+            publisher(bus, metrics, outgoing),
+        ),
+        row(
+            settings,
+            "tamiyo.reports",
+            Parkable,
+            BUS,
+            stop::OBSERVERS,
+            field_reports(bus, metrics, policy_config, reported),
+        ),
+    ];
+    let ports = TrainerPorts {
+        kernels,
+        outbox,
+        reports,
+        keyring,
+        policy: policies.live().clone(),
+        policy_config: policy_config.clone(),
+        seed_config: wiring::seed_config(settings),
+        metrics: metrics.clone(),
+    };
+    (ports, rows)
+}
+
+fn prefetch(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> Build {
+    let (run, bus, metrics, desk) =
+        (run.clone(), bus.clone(), metrics.kasmina.clone(), desk.clone());
+    build(move |context| {
+        let prefetch = Prefetch {
+            bus: bus.clone(),
+            run: run.clone(),
+            desk: desk.clone(),
+            metrics: metrics.clone(),
+            heartbeat: context.heartbeat,
+        };
+        prefetch.run(context.stop)
+    })
+}
+
+fn ready(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> Build {
+    let (group, bus, metrics, desk) =
+        (group(run), bus.clone(), metrics.kasmina.clone(), desk.clone());
+    build(move |context| {
+        let consumer = ReadyConsumer {
+            bus: bus.clone(),
+            group: group.clone(),
+            replies: desk.replies(),
+            metrics: metrics.clone(),
+            heartbeat: context.heartbeat,
+        };
+        consumer.run(context.stop)
+    })
+}
+
+fn errors(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> Build {
+    let (group, bus, metrics, desk) =
+        (group(run), bus.clone(), metrics.kasmina.clone(), desk.clone());
+    build(move |context| {
+        let consumer = ErrorConsumer {
+            bus: bus.clone(),
+            group: group.clone(),
+            replies: desk.replies(),
+            metrics: metrics.clone(),
+            heartbeat: context.heartbeat,
+        };
+        consumer.run(context.stop)
+    })
+}
+
+/// Keeps and publishes field reports, and takes them over from the training thread's queue.
+fn field_reports(
+    bus: &Bus,
+    metrics: &AllMetrics,
+    config: &tamiyo::Config,
+    reported: mpsc::Receiver<FieldReport>,
+) -> Build {
+    let (bus, metrics, config) = (bus.clone(), metrics.tamiyo.clone(), config.clone());
+    let (reports, inbox) = tamiyo::report_queue(&config.reports, &metrics);
+    let reported = Arc::new(Mutex::new(reported));
+    build(move |context| {
+        let worker = tamiyo::FieldReports {
+            bus: bus.clone(),
+            settings: config.reports.clone(),
+            dir: config.report_dir.clone(),
+            inbox: inbox.clone(),
+            metrics: metrics.clone(),
+            heartbeat: context.heartbeat,
+        };
+        let (reports, reported) = (reports.clone(), Arc::clone(&reported));
+        async move {
+            // The worker stops after the last report has been handed over to it.
+            let handed_over = CancellationToken::new();
+            let forwarding = async {
+                forward(&reported, &reports, &context.stop).await;
+                handed_over.cancel();
+                Ok(())
+            };
+            tokio::try_join!(worker.run(handed_over.clone()), forwarding).map(|_| ())
+        }
+    })
+}
+
+async fn forward(
+    reported: &Mutex<mpsc::Receiver<FieldReport>>,
+    reports: &tamiyo::Reports,
+    stop: &CancellationToken,
+) {
+    let mut reported = reported.lock().await;
+    loop {
+        tokio::select! {
+            biased;
+            Some(report) = reported.recv() => reports.offer([report]),
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Puts the training thread's copies on the bus: states, commands, telemetry of trainer and seeds.
+fn publisher(
+    bus: &Bus,
+    metrics: &AllMetrics,
+    outgoing: mpsc::Receiver<tolaria::Outgoing>,
+) -> Build {
+    let (bus, metrics) = (bus.clone(), metrics.tolaria.clone());
+    let outgoing = Arc::new(Mutex::new(Some(outgoing)));
+    build(move |context| {
+        let (bus, metrics, outgoing) = (bus.clone(), metrics.clone(), Arc::clone(&outgoing));
+        async move {
+            let heartbeat = context.heartbeat.clone();
+            let taken = outgoing.lock().await.take();
+            // A publisher that died took the outbox with it; the training thread counts what it
+            // can no longer hand over.
+            let Some(outbox) = taken else { return Err(WorkerError::from("its outbox is gone")) };
+            let publisher = tolaria::Publisher { bus, outbox, metrics, heartbeat };
+            publisher.run(context.stop.clone()).await?;
+            // It also returns when the run is over, and then there is nothing left to do.
+            context.heartbeat.during("the run is over", context.stop.cancelled()).await;
+            Ok::<(), WorkerError>(())
+        }
+    })
+}
