@@ -180,19 +180,6 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
 }
 
-/// Why a kernel in hand cannot be grown.
-#[derive(Debug, thiserror::Error)]
-pub enum GraftError {
-    /// The artifact cannot be opened or is not what its digest says.
-    #[error("the artifact {path} cannot be opened: {source}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<kernel::artifact::ArtifactError>,
-    },
-}
-
 /// Why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {

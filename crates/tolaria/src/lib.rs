@@ -2,7 +2,8 @@
 //! runs and the report. It leaves seeds to `kasmina`, decisions to `tamiyo`, and spawns nothing that outlives a call.
 //!
 //! Reading order: [`Config`], [`data`] (what is learnt), [`host`] (the network and what its slots do), [`Network`] (the
-//! same in training), [`Prepared`] and [`Training`] (the loop), [`Publisher`] (the bus's copy of it), [`Outcome`].
+//! same in training), [`Prepared`] and [`Training`] (the loop), [`Publisher`] (the bus's copy of it), [`Outcome`],
+//! [`report`] (the page about it).
 
 mod batches;
 mod boundary;
@@ -11,7 +12,6 @@ mod compare;
 mod config;
 pub mod data;
 mod error;
-pub mod graft;
 pub mod host;
 mod journal;
 mod metrics;
@@ -25,12 +25,12 @@ mod statistics;
 mod training;
 
 pub use config::{Comparison, Config};
-pub use error::{CellFault, CheckpointError, DataError, GraftError, TrainError};
+pub use error::{CellFault, CheckpointError, DataError, TrainError};
 pub use metrics::Metrics;
 pub use network::{Graft, Network, NetworkError, Score, SeedStep, Snapshot, StepOutcome};
 pub use prepared::Prepared;
 pub use progress::{
     Boundary, End, Epoch, Figures, Journey, Milestone, Outcome, Phase, Progress, SeedView,
 };
-pub use publisher::{OUTBOX_LEN_MAX, Outbox, Outgoing, Publisher, PublisherError};
-pub use training::{Channels, Opener, Training};
+pub use publisher::{OUTBOX_LEN_MAX, Outbox, OutboxEnd, Outgoing, Publisher, PublisherError};
+pub use training::{Channels, Training};

@@ -1,9 +1,12 @@
 //! The outbox: copies of what the training thread says, put on the bus by a worker beside it.
 
+use std::sync::Arc;
+
 use leyline::Message;
 use leyline::wire::MessagePriority;
 use oona::{Bus, Heartbeat, Outcome, Stream};
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::Mutex;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::{Duration, timeout};
 use tokio_util::sync::CancellationToken;
@@ -40,9 +43,10 @@ pub struct Outbox {
 
 impl Outbox {
     /// An outbox and the end that [`Publisher`] reads.
-    pub fn new(metrics: &Metrics) -> (Self, mpsc::Receiver<Outgoing>) {
+    pub fn new(metrics: &Metrics) -> (Self, OutboxEnd) {
         let (sender, receiver) = mpsc::channel(OUTBOX_LEN_MAX);
-        (Self { sender, dropped: metrics.outbox_dropped.clone() }, receiver)
+        let end = OutboxEnd(Arc::new(Mutex::new(receiver)));
+        (Self { sender, dropped: metrics.outbox_dropped.clone() }, end)
     }
 
     /// Hands a message over, or drops and counts it when there is no room or nobody reads.
@@ -62,6 +66,18 @@ impl Outbox {
     }
 }
 
+/// The other end. Cheap to clone, so that a restarted publisher reads on where the last one stopped; only one reads at
+/// a time.
+#[derive(Debug, Clone)]
+pub struct OutboxEnd(Arc<Mutex<mpsc::Receiver<Outgoing>>>);
+
+impl OutboxEnd {
+    /// The next message; `None` when the run has ended and everything was read. Cancel safe.
+    pub async fn recv(&self) -> Option<Outgoing> {
+        self.0.lock().await.recv().await
+    }
+}
+
 /// Why the publisher ended early. It has no such reason: what the bus refuses is counted.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {}
@@ -72,7 +88,7 @@ pub struct Publisher {
     /// The bus.
     pub bus: Bus,
     /// The outbox.
-    pub outbox: mpsc::Receiver<Outgoing>,
+    pub outbox: OutboxEnd,
     /// Counted here.
     pub metrics: Metrics,
     /// Beaten here.
@@ -80,7 +96,7 @@ pub struct Publisher {
 }
 
 enum Event {
-    Message(Outgoing),
+    Message(Box<Outgoing>),
     Stop,
 }
 
@@ -90,34 +106,31 @@ impl Publisher {
     ///
     /// # Errors
     /// None.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), PublisherError> {
-        loop {
-            match self.next_event(&stop).await {
-                Event::Message(outgoing) => self.publish(outgoing).await,
-                Event::Stop => break,
-            }
+    pub async fn run(self, stop: CancellationToken) -> Result<(), PublisherError> {
+        while let Event::Message(outgoing) = self.next_event(&stop).await {
+            self.publish(*outgoing).await;
         }
-        self.outbox.close();
         if timeout(DRAIN_TIMEOUT, self.drain()).await.is_err() {
-            warn!(left = self.outbox.len(), "outbox not empty at the end");
+            warn!("outbox not empty at the end");
         }
         Ok(())
     }
 
-    async fn next_event(&mut self, stop: &CancellationToken) -> Event {
+    async fn next_event(&self, stop: &CancellationToken) -> Event {
         let heartbeat = self.heartbeat.clone();
         let next = async {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => Event::Stop,
-                outgoing = self.outbox.recv() => outgoing.map_or(Event::Stop, Event::Message),
+                outgoing = self.outbox.recv() => outgoing.map_or(Event::Stop, |outgoing| Event::Message(Box::new(outgoing))),
             }
         };
         heartbeat.during("waiting for messages", next).await
     }
 
-    async fn drain(&mut self) {
-        while let Some(outgoing) = self.outbox.recv().await {
+    async fn drain(&self) {
+        let mut outbox = self.outbox.0.lock().await;
+        while let Ok(outgoing) = outbox.try_recv() {
             self.publish(outgoing).await;
         }
     }

@@ -11,9 +11,9 @@ use kasmina::{
 };
 use leyline::Stage;
 use leyline::ids::{CommandId, SeedId};
-use leyline::wire::{CommandOptimizerAdjustment, FieldReport, MessagePriority, SystemStatePacket};
+use leyline::wire::{CommandOptimizerAdjustment, MessagePriority, SystemStatePacket};
 use oona::Stream;
-use tamiyo::{Candidates, Context, Decision, Horizon, Policy, Reason};
+use tamiyo::{Candidates, Context, Decision, Horizon, Policy, Reason, Reports};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,8 +24,7 @@ use crate::clock::Clock;
 use crate::compare;
 use crate::config::Comparison;
 use crate::data::Part;
-use crate::error::{GraftError, TrainError};
-use crate::graft;
+use crate::error::TrainError;
 use crate::host::Mode;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -47,17 +46,14 @@ const HURT_MIN: f32 = 0.01;
 /// Telemetry without news goes out once in this time, however short the epochs are.
 const TELEMETRY_EVERY: Duration = Duration::from_millis(500);
 
-/// Makes a graft of a fetched kernel; [`graft::open`] reads it from its file.
-pub type Opener = Box<dyn FnMut(&FetchedKernel) -> Result<Graft, GraftError> + Send>;
-
 /// What connects the training thread with the rest of the process. No end of it ever blocks.
 pub struct Channels {
-    /// Kernels and failures, from the prefetch coordinator.
+    /// Kernels and failures: [`kasmina::TrainerEnd::results`].
     pub fetched: mpsc::Receiver<Fetched>,
     /// Copies for the bus, to [`crate::Publisher`].
     pub outbox: Outbox,
-    /// Field reports, to the policy's report worker; those that find no room are dropped and counted with the outbox.
-    pub reports: mpsc::Sender<FieldReport>,
+    /// Field reports, to the policy's report worker.
+    pub reports: Reports,
     /// For those who watch.
     pub progress: watch::Sender<Progress>,
     /// Counted here.
@@ -78,7 +74,6 @@ pub struct Training {
     policy: Policy,
     candidates: Candidates,
     channels: Channels,
-    open: Opener,
     network: Network,
     seeds: Vec<SeedId>,
     clock: Clock,
@@ -162,7 +157,6 @@ impl Training {
             policy,
             candidates,
             channels,
-            open: Box::new(graft::open),
             network,
             seeds,
             clock,
@@ -182,12 +176,6 @@ impl Training {
             calm_epochs: 0,
             telemetry_at: None,
         })
-    }
-
-    /// Takes another way from a fetched kernel to a graft: for kernels that lie in no file.
-    pub fn with_opener(mut self, open: Opener) -> Self {
-        self.open = open;
-        self
     }
 
     /// Trains to the end, or until stopped: between two steps, so within milliseconds. Blocking: give it a thread.
@@ -461,11 +449,7 @@ impl Training {
         if let Some(command) = &decision.command {
             outbox.send(Stream::Normal, MessagePriority::High, command.clone());
         }
-        for report in &decision.reports {
-            if self.channels.reports.try_send(report.clone()).is_err() {
-                self.channels.metrics.outbox_dropped.inc();
-            }
-        }
+        self.channels.reports.offer(decision.reports.iter().cloned());
         let news = !decision.events.is_empty() || decision.command.is_some();
         let due = self.telemetry_at.is_none_or(|at| at.elapsed() >= TELEMETRY_EVERY);
         if !news && !due {
@@ -520,20 +504,20 @@ impl Training {
         kernel: &FetchedKernel,
         blend: BlendMode,
     ) -> Result<(), TrainError> {
-        let fitted = (self.open)(kernel).map_err(|error| error.to_string()).and_then(|graft| {
-            let count = graft.parameter_count();
-            let attached = self.network.attach(seed, graft, blend, self.prepared.config.rate);
-            attached.map(|()| count).map_err(|error| error.to_string())
-        });
+        // Every seed has an instance of its own of the shared, immutable artifact.
+        let opened = &kernel.kernel;
+        let graft = Graft { graph: opened.graph().clone(), params: opened.params().clone() };
+        let parameters = graft.parameter_count();
+        let fitted = self.network.attach(seed, graft, blend, self.prepared.config.rate);
         match fitted {
-            Ok(parameters) => {
+            Ok(()) => {
                 self.journal.attached(seed, kernel, parameters);
                 info!(%seed, blueprint = %kernel.blueprint, epoch = self.clock.epoch, "kernel attached");
                 Ok(())
             }
-            Err(reason) => {
-                warn!(%seed, blueprint = %kernel.blueprint, %reason, "kernel cannot be grown");
-                let effects = self.manager.fail(seed, &reason, self.clock.now());
+            Err(error) => {
+                warn!(%seed, blueprint = %kernel.blueprint, %error, "kernel cannot be grown");
+                let effects = self.manager.fail(seed, &error.to_string(), self.clock.now());
                 self.carry_out(effects)
             }
         }
@@ -576,7 +560,8 @@ impl Training {
         info!(%seed, reason = %rollback.reason, epoch = self.clock.epoch, "seed removed");
         let Some((snapshot, loss_before)) = self.before.remove(seed) else { return Ok(()) };
         let without = self.network.evaluate(&self.prepared.split.validation)?;
-        if !(without.loss <= loss_before + HURT_MIN) {
+        let is_unhurt = without.loss <= loss_before + HURT_MIN;
+        if !is_unhurt {
             self.network.restore_host(&snapshot)?;
             self.rollbacks += 1;
             self.channels.metrics.rollbacks.inc();
@@ -757,11 +742,7 @@ impl Training {
         let mut context = Context::now(self.clock.epoch, self.candidates.clone());
         context.horizon = Horizon::Short;
         let state = self.state(&EpochFigures::default(), score);
-        for report in self.policy.finish(&state, &context) {
-            if self.channels.reports.try_send(report).is_err() {
-                self.channels.metrics.outbox_dropped.inc();
-            }
-        }
+        self.channels.reports.offer(self.policy.finish(&state, &context));
     }
 }
 

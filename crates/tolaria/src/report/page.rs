@@ -1,323 +1,356 @@
-//! The page around the plots. Every text from outside is escaped; nothing is loaded from anywhere.
-
-use std::fmt::Write as _;
+//! The page, from top to bottom.
 
 use leyline::Stage;
 
-use super::{Facts, ReportError, plots};
+use super::About;
+use super::chart::{Epochs, Range, Series, lines};
+use super::html::{escape, grouped, percent, table};
+use super::plane::plane;
+use super::timeline::timeline;
 use crate::progress::{End, Figures, Journey, Outcome};
 
 const STYLE: &str = include_str!("style.css");
+/// Colours of the slots' alphas, in turn.
+const SLOTS: [&str; 5] = ["grown", "test", "alone", "fixed", "training"];
 
-pub(super) fn page(facts: &Facts, outcome: &Outcome) -> Result<String, ReportError> {
-    let mut html = String::with_capacity(256 * 1024);
-    let title = escape(&facts.title);
-    html.push_str("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
-    html.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">");
-    put(
-        &mut html,
-        format_args!("<title>{title}: report</title><style>{STYLE}</style></head><body>"),
-    );
-    head(&mut html, facts, outcome);
-    section(&mut html, "What was reached", &networks(outcome));
-    section(&mut html, "Test accuracy", &plots::accuracy(outcome)?);
-    section(&mut html, "Loss", &plots::loss(outcome)?);
-    let alphas = plots::alpha(facts, outcome)?;
-    let stages = plots::stages(facts, outcome)?;
-    section(&mut html, "Stage of each seed", &(stages + &legend()));
-    section(&mut html, "Alpha: how much of each seed the host sees", &alphas);
-    if let (Some(before), Some(after)) = (&outcome.boundary_before, &outcome.boundary_after) {
-        let pair = format!(
-            "<div class=\"pair\"><figure>{}<figcaption>before growth</figcaption></figure>\
-             <figure>{}<figcaption>after</figcaption></figure></div>\
-             <p class=\"note\">Colour: the class the network holds each point for; points: test rows.</p>",
-            plots::boundary(facts, before)?,
-            plots::boundary(facts, after)?,
-        );
-        section(&mut html, "Decision boundary", &pair);
-    }
-    section(&mut html, "Every seed's journey", &journeys(outcome));
-    section(&mut html, "How to do it again", &again(facts, outcome));
-    html.push_str("</body></html>\n");
-    Ok(html)
+pub(super) fn page(about: &About<'_>, outcome: &Outcome) -> String {
+    let name = escape(&about.prepared.data.name);
+    let sections = [
+        head(about, outcome),
+        cards(outcome),
+        comparison(outcome),
+        plots(about, outcome),
+        planes(about, outcome),
+        journeys(outcome),
+        metadata(about, outcome),
+    ];
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\
+         <meta name=\"color-scheme\" content=\"light dark\"><title>{name}: a network that grew</title><style>{STYLE}</style></head>\
+         <body><main>{}</main></body></html>\n",
+        sections.concat()
+    )
 }
 
-fn put(html: &mut String, arguments: std::fmt::Arguments<'_>) {
-    html.write_fmt(arguments).expect("writing to a string cannot fail");
-}
-
-fn section(html: &mut String, title: &str, body: &str) {
-    put(html, format_args!("<section><h2>{title}</h2>{body}</section>"));
-}
-
-fn head(html: &mut String, facts: &Facts, outcome: &Outcome) {
+fn head(about: &About<'_>, outcome: &Outcome) -> String {
     let kept = outcome.journeys.iter().filter(|journey| journey.is_kept()).count();
-    let [train, validation, test] = facts.rows;
-    put(
-        html,
-        format_args!(
-            "<header><h1>{}</h1><p class=\"headline\"><span>{}</span> &#8594; <strong>{}</strong></p>\
-             <p>test accuracy when growth began, and at the end; {} to {} parameters, {kept} of {} seeds kept. {}</p>\
-             <p class=\"note\">run {}, seed {}, version {}; {train} rows to train, {validation} to decide, {test} to judge; \
-             {} features, {} classes</p></header>",
-            escape(&facts.title),
-            percent(outcome.before.accuracy),
-            percent(outcome.grown.accuracy),
-            outcome.before.parameters,
-            outcome.grown.parameters,
-            outcome.journeys.len(),
-            ended(outcome.end),
-            escape(&facts.run),
-            facts.seed,
-            escape(&facts.version),
-            facts.features.len(),
-            facts.classes.len(),
-        ),
-    );
-}
-
-fn ended(end: End) -> &'static str {
-    match end {
-        End::Settled => "It ended because there was nothing left to gain.",
-        End::EpochsUsed => "It ended because all its epochs were used.",
-        End::Stopped => "It was stopped before its end.",
-    }
-}
-
-fn networks(outcome: &Outcome) -> String {
-    let mut rows = String::new();
-    let mut row = |name: &str, figures: &Figures| {
-        put(
-            &mut rows,
-            format_args!(
-                "<tr><th scope=\"row\">{name}</th><td>{}</td><td>{:.4}</td><td>{}</td><td>{}</td><td>{:.1}</td></tr>",
-                percent(figures.accuracy),
-                figures.loss,
-                figures.parameters,
-                figures.epochs,
-                figures.seconds
-            ),
-        );
+    let tried = outcome.journeys.len();
+    let grafts = match (tried, kept) {
+        (0, _) => "No graft was tried".to_owned(),
+        (1, 1) => "One graft was tried and kept".to_owned(),
+        (1, _) => "One graft was tried and not kept".to_owned(),
+        (_, 0) => format!("{tried} grafts were tried, none was kept"),
+        (_, 1) => format!("{tried} grafts were tried, one was kept"),
+        _ => format!("{tried} grafts were tried, {kept} were kept"),
     };
-    row("host when growth began", &outcome.before);
-    row("<strong>grown network</strong>", &outcome.grown);
-    if let Some(alone) = &outcome.host_alone {
-        row("the same host without growth", alone);
-    }
-    if let Some(fixed) = &outcome.fixed {
-        row("a fixed network of the grown size", fixed);
-    }
-    let mut table = format!(
-        "<div class=\"scroll\"><table><thead><tr><th>network</th><th>test accuracy</th><th>test loss</th>\
-         <th>parameters</th><th>epochs</th><th>seconds</th></tr></thead><tbody>{rows}</tbody></table></div>"
+    let how = match outcome.end {
+        End::Settled => "The run ended when there was nothing left to gain or to try.",
+        End::EpochsUsed => "The run ended with its last epoch.",
+        End::Stopped => "The run was stopped before its end.",
+    };
+    let mut html = format!(
+        "<h1>{}: from {} to {}</h1><p>{grafts} while the host was training, from {} to {} parameters in {} epochs and {:.1} s. {how}</p>",
+        escape(&about.prepared.data.name),
+        percent(outcome.before.accuracy),
+        percent(outcome.grown.accuracy),
+        grouped(outcome.before.parameters),
+        grouped(outcome.grown.parameters),
+        outcome.grown.epochs,
+        outcome.grown.seconds,
     );
-    if outcome.host_alone.is_none() {
-        table.push_str("<p class=\"note\">The comparison runs were left out.</p>");
+    let late: Vec<&Journey> =
+        outcome.journeys.iter().filter(|journey| journey.late_epochs > 0).collect();
+    if !late.is_empty() {
+        html.push_str(&format!(
+            "<p class=\"note\">{} came later than the schedule allows for, so this very curve need not come again.</p>",
+            if late.len() == 1 { "A kernel".to_owned() } else { format!("{} kernels", late.len()) }
+        ));
     }
-    table
+    html
 }
 
-/// Every stage with its colour and name: colour alone says nothing to some readers.
-fn legend() -> String {
-    let mut items = String::from("<ul class=\"legend\">");
-    for stage in Stage::ALL {
-        let plotters::style::RGBColor(r, g, b) = plots::stage_colour(stage);
-        put(
-            &mut items,
-            format_args!("<li><i style=\"background:rgb({r},{g},{b})\"></i>{}</li>", stage.name()),
-        );
+fn cards(outcome: &Outcome) -> String {
+    let card = |name: &str, colour: &str, figures: &Figures| {
+        format!(
+            "<div class=\"card\" style=\"--mark:var(--{colour})\"><span class=\"soft\">{name}</span><b>{}</b><span class=\"soft\">{} parameters</span></div>",
+            percent(figures.accuracy),
+            grouped(figures.parameters)
+        )
+    };
+    let mut html = String::from("<div class=\"cards\">");
+    html.push_str(&card("Before growth", "train", &outcome.before));
+    html.push_str(&card("Grown", "grown", &outcome.grown));
+    if let Some(figures) = &outcome.host_alone {
+        html.push_str(&card("Host alone, as long", "alone", figures));
     }
-    items.push_str("</ul>");
-    items
+    if let Some(figures) = &outcome.fixed {
+        html.push_str(&card("Fixed network, grown size", "fixed", figures));
+    }
+    html.push_str("</div>");
+    html
+}
+
+fn comparison(outcome: &Outcome) -> String {
+    let row = |name: &str, figures: &Figures| {
+        vec![
+            name.to_owned(),
+            percent(figures.accuracy),
+            format!("{:.4}", figures.loss),
+            grouped(figures.parameters),
+            figures.epochs.to_string(),
+            format!("{:.1}", figures.seconds),
+        ]
+    };
+    let mut rows =
+        vec![row("Host when growth began", &outcome.before), row("Grown network", &outcome.grown)];
+    rows.extend(
+        outcome.host_alone.as_ref().map(|figures| row("Host alone, trained as long", figures)),
+    );
+    rows.extend(
+        outcome
+            .fixed
+            .as_ref()
+            .map(|figures| row("Fixed network of the grown size, trained as long", figures)),
+    );
+    let head = ["Network", "Test accuracy", "Test loss", "Parameters", "Epochs", "Seconds"];
+    format!(
+        "<h2>Comparison</h2>{}<p class=\"soft\">Test rows were never looked at by any decision. The grown network's time includes the pauses that let a person watch; the others had none.</p>",
+        table(&head, &[1, 2, 3, 4, 5], &rows)
+    )
+}
+
+fn plots(about: &About<'_>, outcome: &Outcome) -> String {
+    let history = &outcome.history;
+    if history.is_empty() {
+        return String::new();
+    }
+    let epochs = Epochs(history.last().map_or(1, |last| last.epoch));
+    let series =
+        |name: &str, colour, values: Vec<f32>| Series { name: name.to_owned(), colour, values };
+    let marks: Vec<u32> = outcome
+        .journeys
+        .iter()
+        .flat_map(|journey| &journey.milestones)
+        .filter(|milestone| {
+            matches!(milestone.stage, Stage::Blending | Stage::Fossilized | Stage::Culled)
+        })
+        .map(|milestone| milestone.epoch)
+        .collect();
+    let mut accuracy = vec![series(
+        "grown, test",
+        "grown",
+        history.iter().map(|epoch| epoch.test_accuracy).collect(),
+    )];
+    if !outcome.host_alone_accuracy.is_empty() {
+        accuracy.push(series("host alone, test", "alone", outcome.host_alone_accuracy.clone()));
+    }
+    if !outcome.fixed_accuracy.is_empty() {
+        accuracy.push(series("fixed, test", "fixed", outcome.fixed_accuracy.clone()));
+    }
+    let loss = [
+        series("training", "train", history.iter().map(|epoch| epoch.training_loss).collect()),
+        series("validation", "test", history.iter().map(|epoch| epoch.validation_loss).collect()),
+    ];
+    let slots = about.prepared.config.seed_ids();
+    let alphas: Vec<Series> = slots
+        .iter()
+        .enumerate()
+        .map(|(slot, seed)| Series {
+            name: seed.to_string(),
+            colour: SLOTS[slot % SLOTS.len()],
+            values: history
+                .iter()
+                .map(|epoch| epoch.alphas.get(slot).copied().unwrap_or(f32::NAN))
+                .collect(),
+        })
+        .collect();
+    let mut html = String::from("<h2>Over the epochs</h2>");
+    html.push_str(&lines(
+        "Accuracy by epoch; dotted: a seed blends in, is kept or is removed",
+        epochs,
+        Range::Share,
+        &accuracy,
+        &marks,
+    ));
+    html.push_str(&lines("Loss by epoch, in nats", epochs, Range::FromZero, &loss, &marks));
+    html.push_str(&lines(
+        "Alpha by epoch: how much of each slot's seed the host sees",
+        epochs,
+        Range::Share,
+        &alphas,
+        &[],
+    ));
+    if !outcome.journeys.is_empty() {
+        html.push_str(&timeline(&outcome.journeys, epochs));
+    }
+    html
+}
+
+fn planes(about: &About<'_>, outcome: &Outcome) -> String {
+    let (Some(before), Some(after)) = (&outcome.boundary_before, &outcome.boundary_after) else {
+        return String::new();
+    };
+    let data = &about.prepared.data;
+    format!(
+        "<h2>Decision boundary</h2><div class=\"pair\">{}{}</div>",
+        plane(before, data, "When growth began"),
+        plane(after, data, "At the end")
+    )
 }
 
 fn journeys(outcome: &Outcome) -> String {
     if outcome.journeys.is_empty() {
-        return "<p>No seed was germinated.</p>".to_owned();
+        return String::new();
     }
-    let rows: String = outcome.journeys.iter().map(journey).collect();
+    let rows: Vec<Vec<String>> = outcome.journeys.iter().map(journey).collect();
+    let head =
+        ["Slot", "Blueprint", "Parameters", "Kernel in hand", "Journey", "Validation loss", "End"];
     format!(
-        "<div class=\"scroll\"><table><thead><tr><th>seed</th><th>blueprint</th><th>end</th><th>parameters</th>\
-         <th>kernel after</th><th>validation loss</th><th>stages: epoch (seconds)</th></tr></thead>\
-         <tbody>{rows}</tbody></table></div>"
+        "<h2>Every seed's journey</h2>{}<p class=\"soft\">A number behind a stage is the epoch in which it began. \"Kernel in hand\" is the time from order to verified kernel over the bus; training went on meanwhile.</p>",
+        table(&head, &[2, 3], &rows)
     )
 }
 
-fn journey(journey: &Journey) -> String {
-    let stages: Vec<String> = journey
+fn journey(journey: &Journey) -> Vec<String> {
+    let milestones: Vec<String> = journey
         .milestones
         .iter()
-        .map(|step| format!("{} {} ({:.2})", step.stage.name(), step.epoch, step.at_ms / 1000.0))
+        .map(|milestone| {
+            format!(
+                "{} {}&nbsp;<span class=\"soft\">({:.2}&nbsp;s)</span>",
+                milestone.stage.name(),
+                milestone.epoch,
+                milestone.at_ms / 1e3
+            )
+        })
         .collect();
-    let end = match &journey.reason {
-        Some(reason) => format!("{}: {}", journey.stage().name(), escape(reason)),
-        None => journey.stage().name().to_owned(),
+    let end = match (&journey.reason, journey.is_kept()) {
+        (_, true) => "kept".to_owned(),
+        (Some(reason), _) => format!("removed: {}", escape(reason)),
+        (None, false) => "unfinished".to_owned(),
     };
-    let fetch = match (journey.fetch_ms, journey.late_epochs) {
-        (None, _) => "never came".to_owned(),
-        (Some(ms), 0) => format!("{ms:.1} ms"),
-        (Some(ms), late) => format!("{ms:.1} ms, {late} epochs late"),
+    let late = match journey.late_epochs {
+        0 => String::new(),
+        epochs => format!("<br>{epochs} epochs late"),
     };
-    let losses = match journey.losses {
-        Some((before, after)) => format!("{before:.4} &#8594; {after:.4}"),
-        None => "not measured".to_owned(),
-    };
-    format!(
-        "<tr><th scope=\"row\">{}</th><td>{}</td><td>{end}</td><td>{}</td><td>{fetch}</td><td>{losses}</td>\
-         <td class=\"stages\">{}</td></tr>",
+    vec![
         escape(journey.seed.as_str()),
-        escape(journey.blueprint.as_str()),
-        journey.parameters,
-        stages.join(" &#8594; ")
-    )
+        blueprint(journey),
+        grouped(journey.parameters),
+        journey.fetch_ms.map_or_else(|| "none".to_owned(), |ms| format!("{ms:.1}&nbsp;ms{late}")),
+        milestones.join(" &rarr; "),
+        journey
+            .losses
+            .map_or_else(String::new, |(before, after)| format!("{before:.4} &rarr; {after:.4}")),
+        end,
+    ]
 }
 
-fn again(facts: &Facts, outcome: &Outcome) -> String {
-    let promise = if outcome.is_repeatable() {
-        "The same command gives the same curve to the last bit on this build."
-    } else {
-        "A kernel came later than its place in the schedule, or the run was stopped: the same command may give another curve."
-    };
-    let mut settings = String::new();
-    for (name, value) in &facts.settings {
-        put(
-            &mut settings,
-            format_args!(
-                "<tr><th scope=\"row\">{}</th><td>{}</td></tr>",
-                escape(name),
-                escape(value)
-            ),
-        );
-    }
+fn blueprint(journey: &Journey) -> String {
+    let name = karn::find(&journey.blueprint).map_or("", karn::Blueprint::name);
     format!(
-        "<pre>{}</pre><p>{promise}</p><p class=\"note\">Optimiser step {:.1} &#181;s, epoch hook (state, decision, command) \
-         {:.1} &#181;s, medians of this run. Host restored after a cull: {}. Messages that found the outbox full: {}.</p>\
-         <details><summary>Settings</summary><table>{settings}</table></details>",
-        escape(&facts.command),
-        outcome.step_us,
-        outcome.hook_us,
-        outcome.rollbacks,
-        outcome.dropped_messages
+        "{}<br><span class=\"soft\">{}</span>",
+        escape(journey.blueprint.as_str()),
+        escape(name)
     )
 }
 
-fn percent(part: f32) -> String {
-    format!("{:.1} %", part * 100.0)
+fn metadata(about: &About<'_>, outcome: &Outcome) -> String {
+    let config = &about.prepared.config;
+    let split = &about.prepared.split;
+    let entries = [
+        ("Run", config.run.to_string()),
+        ("Seed", config.seed.to_string()),
+        (
+            "Rows",
+            format!(
+                "{} training, {} validation, {} test",
+                split.train.rows(),
+                split.validation.rows(),
+                split.test.rows()
+            ),
+        ),
+        (
+            "Features and classes",
+            format!("{} and {}", about.prepared.data.width(), about.prepared.data.classes.len()),
+        ),
+        (
+            "Host",
+            format!(
+                "{} features, {} wide without activation, {} slots in series",
+                about.prepared.shape.features, config.width, config.slots
+            ),
+        ),
+        (
+            "Optimiser",
+            format!(
+                "Adam, rate {}, {} rows per step, {} steps per epoch",
+                config.rate, about.prepared.batch, about.prepared.epoch_steps
+            ),
+        ),
+        ("Step, median", format!("{:.0} µs", outcome.step_us)),
+        ("Epoch hook, median", format!("{:.0} µs (state, decision, command)", outcome.hook_us)),
+        ("Host brought back", format!("{} times", outcome.rollbacks)),
+        (
+            "Rules on measured times",
+            format!("spoke {} times; they only report", outcome.timing_findings),
+        ),
+        ("Messages dropped", outcome.dropped_messages.to_string()),
+        (
+            "Repeatable",
+            if outcome.is_repeatable() {
+                "yes: the same seed gives this curve again".to_owned()
+            } else {
+                "no".to_owned()
+            },
+        ),
+        ("Program", about.version.to_owned()),
+        ("Ended", utc(about.ended_unix_ms)),
+    ];
+    let list: String = entries
+        .iter()
+        .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>", escape(name), escape(value)))
+        .collect();
+    format!(
+        "<h2>The run</h2><div class=\"panel\"><dl>{list}</dl></div><h2>Again</h2><pre>{}</pre>",
+        escape(about.command)
+    )
 }
 
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            other => out.push(other),
-        }
-    }
-    out
+/// Date and time in UTC, by the civil-from-days rule of the proleptic Gregorian calendar.
+fn utc(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (days, time) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_shifted + 2) / 5 + 1;
+    let month = if month_shifted < 10 { month_shifted + 3 } else { month_shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        time / 3600,
+        time / 60 % 60,
+        time % 60
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use leyline::ids::{BlueprintId, SeedId};
-
-    use super::*;
-    use crate::progress::{Boundary, Epoch, Milestone};
-
-    fn figures(accuracy: f32) -> Figures {
-        Figures { accuracy, loss: 0.5, parameters: 162, epochs: 3, seconds: 1.5 }
-    }
-
-    fn outcome() -> Outcome {
-        let epoch = |epoch: u32| Epoch {
-            epoch,
-            training_loss: 0.7,
-            validation_loss: 0.6,
-            validation_accuracy: 0.5,
-            test_accuracy: 0.55,
-            parameters: 162,
-            alphas: vec![0.0],
-            stages: vec![1],
-        };
-        let boundary = Boundary {
-            resolution: 4,
-            range: [(-1.0, 1.0), (-1.0, 1.0)],
-            probability: vec![0.3; 16],
-        };
-        Outcome {
-            end: End::Settled,
-            before: figures(0.57),
-            grown: figures(0.993),
-            host_alone: Some(figures(0.58)),
-            fixed: None,
-            journeys: vec![Journey {
-                seed: SeedId::from("slot-a"),
-                blueprint: BlueprintId::from("BP<9>"),
-                milestones: vec![Milestone {
-                    stage: Stage::Fossilized,
-                    epoch: 2,
-                    step: 20,
-                    at_ms: 1234.0,
-                }],
-                fetch_ms: Some(3.2),
-                late_epochs: 0,
-                losses: Some((0.6, 0.1)),
-                parameters: 99,
-                reason: None,
-            }],
-            history: (1..=3).map(epoch).collect(),
-            host_alone_accuracy: vec![0.5, 0.55, 0.56],
-            fixed_accuracy: Vec::new(),
-            boundary_before: Some(boundary.clone()),
-            boundary_after: Some(boundary),
-            rollbacks: 0,
-            timing_findings: 0,
-            dropped_messages: 0,
-            step_us: 40.0,
-            hook_us: 80.0,
-        }
-    }
-
-    fn facts() -> Facts {
-        Facts {
-            title: "<script>alert(1)</script>".to_owned(),
-            command: "weatherlight demo --seed 1 && echo \"x\"".to_owned(),
-            slots: vec!["slot-a".to_owned()],
-            classes: vec!["a".to_owned(), "b".to_owned()],
-            points: vec![(0.1, 0.2, 0), (0.3, -0.2, 1)],
-            ..Facts::default()
-        }
-    }
+    use super::utc;
 
     #[test]
-    fn what_was_reached_stands_on_the_page() {
-        let html = page(&facts(), &outcome()).unwrap();
-        for text in ["57.0 %", "99.3 %", "slot-a", "fossilized 2 (1.23)", "3.2 ms", "before growth"]
-        {
-            assert!(html.contains(text), "{text} is missing");
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_767_225_599, "2025-12-31 23:59:59 UTC"),
+        ] {
+            assert_eq!(utc(seconds * 1000), text);
         }
-        assert_eq!(html.matches("<svg").count(), 6);
-    }
-
-    #[test]
-    fn text_from_outside_is_escaped_and_nothing_is_loaded() {
-        let html = page(&facts(), &outcome()).unwrap();
-        assert!(!html.contains("<script"));
-        assert!(html.contains("BP&lt;9&gt;"));
-        for word in ["src=", "href=", "@import", "url("] {
-            assert!(!html.contains(word), "{word} would load something");
-        }
-    }
-
-    #[test]
-    fn a_run_without_epochs_still_has_a_report() {
-        let mut empty = outcome();
-        empty.history.clear();
-        empty.journeys.clear();
-        empty.host_alone_accuracy.clear();
-        assert!(page(&facts(), &empty).unwrap().contains("No seed was germinated"));
     }
 }

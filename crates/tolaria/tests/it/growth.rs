@@ -111,7 +111,38 @@ fn state_commands_and_reports_are_told() {
     let commands =
         served.sent.iter().filter(|sent| matches!(sent.message, Message::Command(_))).count();
     assert!(commands >= 1);
-    assert!(!served.reports.is_empty());
     assert_eq!(served.progress.phase, tolaria::Phase::Finished);
     assert_eq!(served.progress.epoch as usize, outcome.history.len());
+}
+
+#[test]
+fn the_report_stands_alone_and_escapes() {
+    let mut prepared = Prepared::load(config(Source::Xor, 1)).unwrap();
+    prepared.data.name = "<b>xor</b>".to_owned();
+    let outcome = serve(prepared.clone(), good, &CancellationToken::new()).outcome.unwrap();
+    let about = tolaria::report::About {
+        prepared: &prepared,
+        command: "weatherlight demo --task \"xor\" && echo <done>",
+        version: "0.1.0",
+        ended_unix_ms: 1_767_225_599_000,
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("report.html");
+    tolaria::report::write_html(&path, &about, &outcome).unwrap();
+    let page = std::fs::read_to_string(&path).unwrap();
+    for outside in ["http://", "https://", "<script", "src=", "<b>xor", "<done>", "NaN"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    for inside in
+        ["prefers-color-scheme", "fossilized", "BP009", "&lt;b&gt;xor", "Decision boundary"]
+    {
+        assert!(page.contains(inside), "{inside}");
+    }
+    for tag in ["svg", "figure", "table", "div", "main"] {
+        let count = |pattern: String| page.matches(&pattern).count();
+        assert_eq!(count(format!("<{tag}")), count(format!("</{tag}>")), "{tag}");
+    }
+    if let Some(keep) = std::env::var_os("TOLARIA_REPORT") {
+        std::fs::copy(&path, keep).unwrap();
+    }
 }
