@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Stream};
+use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Role, Stream};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -76,17 +76,18 @@ struct Lanes {
 
 impl Lanes {
     fn new(bus: &Bus, config: &IngestConfig) -> Self {
-        let consumer = |stream| {
-            let batch_max = config.batch_max.get();
-            bus.consumer(ConsumerSpec { batch_max, ..ConsumerSpec::new(stream, config.group()) })
-        };
+        let batch_max = config.batch_max.get();
+        let spec = |stream| ConsumerSpec { batch_max, ..ConsumerSpec::new(stream, config.group()) };
+        let consumer = |stream| bus.consumer(spec(stream));
+        // These have handlers of their own, which count what they refuse.
+        let observer = |stream| bus.consumer(ConsumerSpec { role: Role::Observer, ..spec(stream) });
         Self {
-            emergency: consumer(Stream::Emergency),
+            emergency: observer(Stream::Emergency),
             normal: consumer(Stream::Normal),
             telemetry: consumer(Stream::Telemetry),
-            requests: consumer(Stream::KernelRequests),
-            ready: consumer(Stream::KernelReady),
-            errors: consumer(Stream::KernelErrors),
+            requests: observer(Stream::KernelRequests),
+            ready: observer(Stream::KernelReady),
+            errors: observer(Stream::KernelErrors),
         }
     }
 

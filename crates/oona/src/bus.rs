@@ -12,7 +12,7 @@ use crate::admission::Bands;
 use crate::breaker::Limits;
 use crate::check::Checker;
 use crate::config::{Config, LogKind};
-use crate::consumer::{Consumer, ConsumerSpec, Post};
+use crate::consumer::{Consumer, ConsumerSpec, Post, Role};
 use crate::entry::EntryId;
 use crate::error::{BusError, PublishError};
 use crate::log::Log;
@@ -94,7 +94,11 @@ impl Bus {
             seat: self.0.names.take(stream, &spec.group, &config.consumer),
             dead_letter: config.streams.dead_letter.clone(),
             work: Work::default(),
-            metrics: self.0.metrics.clone(),
+            metrics: match spec.role {
+                Role::Handler => self.0.metrics.clone(),
+                Role::Observer => Metrics::detached(),
+            },
+            role: spec.role,
             attempts_max: config.attempts_max,
             retry_delay_min: config.retry_delay_min,
             retry_delay_max: config.retry_delay_max,

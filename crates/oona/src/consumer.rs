@@ -28,6 +28,16 @@ pub enum Order {
     PerKey,
 }
 
+/// Whether what a consumer sees goes into the metrics of its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It handles the stream for everybody: what it refuses or handles is counted and logged.
+    Handler,
+    /// It looks on in a group of its own while another handles the stream. It checks and refuses
+    /// like any other, but an entry refused once is counted once, by the handler.
+    Observer,
+}
+
 /// What to read, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerSpec {
@@ -41,6 +51,8 @@ pub struct ConsumerSpec {
     pub in_work_max: usize,
     /// In which order to hand out; [`Order::Arrival`].
     pub order: Order,
+    /// Whether it counts; [`Role::Handler`].
+    pub role: Role,
 }
 
 impl ConsumerSpec {
@@ -52,6 +64,7 @@ impl ConsumerSpec {
             batch_max: 256,
             in_work_max: 1024,
             order: Order::Arrival,
+            role: Role::Handler,
         }
     }
 }
@@ -64,7 +77,9 @@ pub(crate) struct Post {
     pub(crate) seat: Seat,
     pub(crate) dead_letter: String,
     pub(crate) work: Work,
+    /// Those of the bus, or of nobody for an observer.
     pub(crate) metrics: Metrics,
+    pub(crate) role: Role,
     pub(crate) attempts_max: u32,
     pub(crate) retry_delay_min: Duration,
     pub(crate) retry_delay_max: Duration,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::breaker::Breaker;
 use crate::check::{Checked, Checker, Refusal, Verdict};
-use crate::consumer::Post;
+use crate::consumer::{Post, Role};
 use crate::entry::{EntryId, RawEntry};
 use crate::error::{BusError, LogError};
 use crate::log::{NonceClaim, Reader};
@@ -231,6 +231,9 @@ impl Filler {
     fn refused(&mut self, id: EntryId, reason: Refusal) {
         let stream = self.post.stream;
         self.post.metrics.count_refused(stream, reason);
+        if self.post.role == Role::Observer {
+            return;
+        }
         let index = Refusal::ALL.iter().position(|one| *one == reason).unwrap_or(0);
         let sample = &mut self.samples[index];
         if sample.logged.is_some_and(|at| at.elapsed() < SAMPLE_INTERVAL) {

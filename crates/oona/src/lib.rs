@@ -36,7 +36,7 @@ mod work;
 pub use bus::Bus;
 pub use check::Refusal;
 pub use config::{Config, ConfigFault, LogChoice, LogKind, StreamNames};
-pub use consumer::{Consumer, ConsumerSpec, Order};
+pub use consumer::{Consumer, ConsumerSpec, Order, Role};
 pub use dead_letter::{DeadLetter, Peeked};
 pub use delivery::{Delivery, Receipt};
 pub use emergency::EmergencyLane;

@@ -1,5 +1,10 @@
 //! What systemd is told: ready, status, alive, stopping. Without systemd nothing happens.
 
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -50,8 +55,41 @@ impl Notifier {
     }
 }
 
+/// Never waits: a service manager that does not read must not hold up the supervisor, so what its
+/// socket has no room for is left out.
 fn send(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(false, states) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
+    if let Err(error) = deliver(path.as_encoded_bytes(), lines.join("\n").as_bytes()) {
         tracing::debug!(%error, "service manager not notified");
+    }
+}
+
+fn deliver(path: &[u8], message: &[u8]) -> io::Result<()> {
+    let address = match path.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(message, &address)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_manager_that_does_not_read_holds_nobody_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let path = path.as_os_str().as_bytes();
+        let sent = (0..10_000).take_while(|_| deliver(path, b"STATUS=up").is_ok()).count();
+        assert!((1..10_000).contains(&sent), "{sent} messages fit, then it is refused at once");
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"STATUS=up");
     }
 }

@@ -134,7 +134,8 @@ fn kernels_are_served_and_what_is_not_authentic_is_not() {
     assert_eq!(refused(&service, "replay"), 1.0);
     assert_eq!(refused(&service, "stale"), 1.0);
     assert_eq!(refused(&service, "from_the_future"), 1.0);
-    assert_eq!(refused(&service, "malformed"), 1.0);
+    let foreign = metric(service.http, "oona_consume_total", &["outcome=\"foreign\""]);
+    assert_eq!(foreign, 1.0, "another program's entry is counted and dropped");
 
     assert_eq!(get(service.http, "/livez").0, 200);
     assert_eq!(get(service.http, "/readyz").0, 200);
