@@ -1,5 +1,6 @@
 //! `weatherlight demo`: everything in one process, from the boot to the report.
 
+use std::convert::Infallible;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -190,17 +191,17 @@ pub(super) async fn train(
         .map_err(|error| Failure::software(&error))?;
     let watching = async {
         training::follow(run.progress, screen).await;
-        std::future::pending::<()>().await;
+        std::future::pending::<Infallible>().await
     };
     let stopping = async {
         until_draining(handle).await;
         stop.cancel();
-        std::future::pending::<()>().await;
+        std::future::pending::<Infallible>().await
     };
     let outcome = tokio::select! {
         outcome = run.outcome => outcome,
-        () = watching => return Err(Failure::unavailable("unreachable: watching never ends")),
-        () = stopping => return Err(Failure::unavailable("unreachable: stopping never ends")),
+        never = watching => match never {},
+        never = stopping => match never {},
     };
     match outcome {
         Ok(Ok(outcome)) => Ok(outcome),

@@ -1,13 +1,20 @@
-//! `weatherlight kernels`: what the artifact library holds.
+//! `weatherlight kernels`: what the artifact library holds, and filling it.
+
+use std::time::Duration;
 
 use clap::Subcommand;
+use karn::Blueprint;
+use leyline::ids::BlueprintId;
 use serde_json::{Value, json};
-use urza::{Library, Page, Record, RecordId, RecordState, Role};
+use tezzeret::{Job, Strategy};
+use tokio_util::sync::CancellationToken;
+use urza::{Library, NewArtifact, Page, Record, RecordId, RecordState, Role};
 
 use super::failure::Failure;
 use super::{Global, block_on, table};
 use crate::service::AllMetrics;
 use crate::settings::EsperSettings;
+use crate::supervisor::{Exit, WorkerError, chain};
 use crate::wiring;
 
 /// Records asked for at a time.
@@ -17,6 +24,15 @@ const PAGE_LEN: u32 = 500;
 pub enum Command {
     /// List the kernels in the library
     List,
+    /// Compile blueprints into the library, without a running service
+    ///
+    /// What is there already is left alone. A service that runs on the same library finds the result.
+    #[command(after_help = "Example: weatherlight kernels build BP009 BP010")]
+    Build {
+        /// Ids of blueprints [default: every one that can be grafted]
+        #[arg(value_name = "BLUEPRINT")]
+        blueprints: Vec<String>,
+    },
 }
 
 pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
@@ -31,7 +47,74 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
             }
             Ok(0)
         }
+        Command::Build { blueprints } => block_on(build(&settings, blueprints))?,
     }
+}
+
+/// Compiles what is not in the library yet. Nothing else runs in this process, so compiling blocks.
+async fn build(settings: &EsperSettings, names: &[String]) -> Result<u8, Failure> {
+    let wanted = select(names)?;
+    let config = wiring::forge_config(settings);
+    let library = open(settings).await?;
+    let mut failed = 0_u8;
+    for blueprint in wanted {
+        let line = match make(blueprint, &config, &library).await {
+            Ok(Made::Found) => "was there".to_owned(),
+            Ok(Made::Compiled(took)) => format!("compiled in {:.1} ms", took.as_secs_f64() * 1e3),
+            Err(error) => {
+                failed = 1;
+                format!("FAILED: {}", chain(error.as_ref()))
+            }
+        };
+        table::print(&format!("{} {line}", blueprint.id()));
+    }
+    library.close().await;
+    Ok(if failed == 0 { 0 } else { Exit::Software.code() })
+}
+
+fn select(names: &[String]) -> Result<Vec<&'static Blueprint>, Failure> {
+    if names.is_empty() {
+        return Ok(karn::catalogue().iter().filter(|blueprint| blueprint.graftable()).collect());
+    }
+    let find = |name: &String| {
+        karn::find(&BlueprintId::from(name.to_ascii_uppercase())).ok_or_else(|| {
+            Failure::configuration(format!("there is no blueprint {name}; they are BP001 to BP050"))
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+enum Made {
+    Found,
+    Compiled(Duration),
+}
+
+async fn make(
+    blueprint: &'static Blueprint,
+    config: &tezzeret::Config,
+    library: &Library,
+) -> Result<Made, WorkerError> {
+    let job = Job::of(blueprint, config);
+    if library.find_job(&job.key()).await?.is_some() {
+        return Ok(Made::Found);
+    }
+    let strategy = Strategy::Standard;
+    let compiled = tezzeret::compile(&job, strategy, config, &CancellationToken::new())?;
+    library
+        .store(NewArtifact {
+            job: job.key(),
+            role: job.role(config),
+            bytes: compiled.bytes,
+            guard_digest: compiled.guard_digest,
+            guard_spec: compiled.guard_spec,
+            guard_summary: compiled.guard_summary,
+            compile_ms: compiled.took.as_secs_f64() * 1e3,
+            prewarm: compiled.prewarm,
+            strategy: strategy.name().to_owned(),
+            tier: blueprint.tier().into(),
+        })
+        .await?;
+    Ok(Made::Compiled(compiled.took))
 }
 
 /// Opens the library that the settings name.

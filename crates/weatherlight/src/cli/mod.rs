@@ -130,7 +130,7 @@ pub enum Command {
     /// List the workers of a running service, or restart one
     #[command(subcommand)]
     Workers(workers::Command),
-    /// List the kernels of the library
+    /// List the kernels of the library, or compile some
     #[command(subcommand)]
     Kernels(kernels::Command),
     /// Measure the bus, a request for a kernel and a training step, each beside its baseline

@@ -1,6 +1,9 @@
 //! The built commands from outside: what they refuse, with which message and exit code, and how the
 //! service starts and stops. Each test has its own directory and port, and leaves nothing running.
 
+#![allow(clippy::unwrap_used)] // In a test, a surprise is a failure.
+
 mod bed;
+mod demo;
 mod refusals;
 mod service;
