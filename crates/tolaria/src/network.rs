@@ -14,6 +14,9 @@ use leyline::ids::SeedId;
 use crate::data::Part;
 use crate::host::{self, EMBED, FEATURES, HEAD, HostShape, LABELS, LOGITS, LOSS, Mode, Site};
 
+/// Scores this close (in nats) are equal, and of equal scores the first class counts: a network that knows nothing is
+/// then not right, or wrong, by the noise in its last digits.
+const TIE: f32 = 0.01;
 /// Rows evaluated in one step at most: bounds the evaluation plan's memory.
 const EVALUATION_ROWS_MAX: usize = 1024;
 
@@ -405,8 +408,7 @@ impl Network {
             let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = row.iter().map(|logit| f64::from(logit - best).exp()).sum();
             loss += sum.ln() - f64::from(row[label] - best);
-            // Of equal scores the first class counts, so that a network that knows nothing is not right by luck.
-            right += usize::from(row.iter().position(|logit| *logit == best) == Some(label));
+            right += usize::from(row.iter().position(|logit| *logit >= best - TIE) == Some(label));
         }
         let rows = part.rows() as f64;
         Ok(Score { loss: (loss / rows) as f32, accuracy: (right as f64 / rows) as f32 })

@@ -1,15 +1,10 @@
 //! What a training run needs beside its thread: the workers that fetch kernels for it and publish
 //! what it says. They run in the demo beside the service, and in `train` by themselves.
 
-use std::sync::Arc;
-
 use kasmina::{ErrorConsumer, Prefetch, PrefetchConfig, PrefetchDesk, ReadyConsumer, TrainerEnd};
 use leyline::ids::RunId;
 use leyline::sign::Keyring;
-use leyline::wire::FieldReport;
 use oona::{Bus, BusError, Stream};
-use tokio::sync::{Mutex, mpsc};
-use tokio_util::sync::CancellationToken;
 
 use super::boot_table::{BUS, row, stop};
 use super::metrics::AllMetrics;
@@ -29,7 +24,7 @@ pub struct TrainerPorts {
     /// Copies for the bus.
     pub outbox: tolaria::Outbox,
     /// Field reports.
-    pub reports: mpsc::Sender<FieldReport>,
+    pub reports: tamiyo::Reports,
     /// Signs and verifies commands.
     pub keyring: Keyring,
     /// The policy in force.
@@ -91,7 +86,7 @@ pub fn attach(
     let Attachment { run, bus, policies, policy_config, metrics } = attachment;
     let (desk, kernels) = PrefetchDesk::new(PrefetchConfig::default());
     let (outbox, outgoing) = tolaria::Outbox::new(&metrics.tolaria);
-    let (reports, reported) = mpsc::channel(policy_config.reports.queue_len_max);
+    let (reports, inbox) = tamiyo::report_queue(&policy_config.reports, &metrics.tamiyo);
     let rows = vec![
         row(
             settings,
@@ -131,7 +126,7 @@ pub fn attach(
             Parkable,
             BUS,
             stop::OBSERVERS,
-            field_reports(bus, metrics, policy_config, reported),
+            field_reports(bus, metrics, policy_config, inbox),
         ),
     ];
     let ports = TrainerPorts {
@@ -192,16 +187,14 @@ fn errors(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> 
     })
 }
 
-/// Keeps and publishes field reports, and takes them over from the training thread's queue.
+/// Keeps and publishes field reports.
 fn field_reports(
     bus: &Bus,
     metrics: &AllMetrics,
     config: &tamiyo::Config,
-    reported: mpsc::Receiver<FieldReport>,
+    inbox: tamiyo::ReportInbox,
 ) -> Build {
     let (bus, metrics, config) = (bus.clone(), metrics.tamiyo.clone(), config.clone());
-    let (reports, inbox) = tamiyo::report_queue(&config.reports, &metrics);
-    let reported = Arc::new(Mutex::new(reported));
     build(move |context| {
         let worker = tamiyo::FieldReports {
             bus: bus.clone(),
@@ -211,52 +204,21 @@ fn field_reports(
             metrics: metrics.clone(),
             heartbeat: context.heartbeat,
         };
-        let (reports, reported) = (reports.clone(), Arc::clone(&reported));
-        async move {
-            // The worker stops after the last report has been handed over to it.
-            let handed_over = CancellationToken::new();
-            let forwarding = async {
-                forward(&reported, &reports, &context.stop).await;
-                handed_over.cancel();
-                Ok(())
-            };
-            tokio::try_join!(worker.run(handed_over.clone()), forwarding).map(|_| ())
-        }
+        worker.run(context.stop)
     })
 }
 
-async fn forward(
-    reported: &Mutex<mpsc::Receiver<FieldReport>>,
-    reports: &tamiyo::Reports,
-    stop: &CancellationToken,
-) {
-    let mut reported = reported.lock().await;
-    loop {
-        tokio::select! {
-            biased;
-            Some(report) = reported.recv() => reports.offer([report]),
-            () = stop.cancelled() => return,
-        }
-    }
-}
-
 /// Puts the training thread's copies on the bus: states, commands, telemetry of trainer and seeds.
-fn publisher(
-    bus: &Bus,
-    metrics: &AllMetrics,
-    outgoing: mpsc::Receiver<tolaria::Outgoing>,
-) -> Build {
+fn publisher(bus: &Bus, metrics: &AllMetrics, outbox: tolaria::OutboxEnd) -> Build {
     let (bus, metrics) = (bus.clone(), metrics.tolaria.clone());
-    let outgoing = Arc::new(Mutex::new(Some(outgoing)));
     build(move |context| {
-        let (bus, metrics, outgoing) = (bus.clone(), metrics.clone(), Arc::clone(&outgoing));
+        let publisher = tolaria::Publisher {
+            bus: bus.clone(),
+            outbox: outbox.clone(),
+            metrics: metrics.clone(),
+            heartbeat: context.heartbeat.clone(),
+        };
         async move {
-            let heartbeat = context.heartbeat.clone();
-            let taken = outgoing.lock().await.take();
-            // A publisher that died took the outbox with it; the training thread counts what it
-            // can no longer hand over.
-            let Some(outbox) = taken else { return Err(WorkerError::from("its outbox is gone")) };
-            let publisher = tolaria::Publisher { bus, outbox, metrics, heartbeat };
             publisher.run(context.stop.clone()).await?;
             // It also returns when the run is over, and then there is nothing left to do.
             context.heartbeat.during("the run is over", context.stop.cancelled()).await;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tolaria::report::{Facts, ReportError, write};
+use tolaria::report::{About, ReportError, write_html};
 use tolaria::{Figures, Journey, Outcome, Prepared};
 
 use super::ask::Ask;
@@ -108,20 +108,6 @@ pub fn summary(outcome: &Outcome, report: Option<&Path>) -> Value {
     })
 }
 
-/// The test rows of a task with two features, as they stand in the data set.
-fn points(prepared: &Prepared) -> Vec<(f32, f32, usize)> {
-    let test = &prepared.split.test;
-    if test.width != 2 {
-        return Vec::new();
-    }
-    let standard = &prepared.split.standardiser;
-    let original = |row: usize, column: usize| {
-        test.row(row)[column] * standard.deviation[column] + standard.mean[column]
-    };
-    let point = |row| (original(row, 0), original(row, 1), test.labels[row] as usize);
-    (0..test.rows()).map(point).collect()
-}
-
 /// Writes the report to the file that was asked for.
 ///
 /// # Errors
@@ -132,24 +118,12 @@ pub fn write_report(
     prepared: &Prepared,
     outcome: &Outcome,
 ) -> Result<(), ReportError> {
-    let Prepared { config, data, split, .. } = prepared;
-    let facts = Facts {
-        title: config.source.name(),
-        command: ask.command(command),
-        seed: config.seed,
-        run: config.run.to_string(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        rows: [split.train.rows(), split.validation.rows(), split.test.rows()],
-        features: data.columns.clone(),
-        classes: data.classes.clone(),
-        slots: config.seed_ids().iter().map(ToString::to_string).collect(),
-        settings: vec![
-            ("batch".to_owned(), prepared.batch.to_string()),
-            ("learning rate".to_owned(), config.rate.to_string()),
-            ("width".to_owned(), config.width.to_string()),
-            ("most epochs".to_owned(), config.epochs_max.to_string()),
-        ],
-        points: points(prepared),
+    let again = ask.command(command);
+    let about = About {
+        prepared,
+        command: &again,
+        version: env!("CARGO_PKG_VERSION"),
+        ended_unix_ms: leyline::time::now_unix_ms(),
     };
-    write(&ask.report, &facts, outcome)
+    write_html(&ask.report, &about, outcome)
 }
