@@ -1,10 +1,15 @@
-//! Generated files: the wire types of `leyline`. Each generator returns the text, so that one
-//! function writes it and another compares it with what is committed.
+//! Generated files. Each generator returns the text, so that one function writes it and another
+//! compares it with what is committed.
+//!
+//! The settings pages are made by `weatherlight` from its own table; here they are only compared.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+
+use crate::metrics_page;
+use crate::run::cargo;
 
 /// One generated file: where it stands and what it must hold.
 pub struct Generated {
@@ -40,7 +45,29 @@ pub fn check(root: &Path) -> Result<()> {
 }
 
 fn all(root: &Path) -> Result<Vec<Generated>> {
-    Ok(vec![wire_types(root)?])
+    let mut files = vec![wire_types(root)?];
+    files.push(Generated { path: metrics_page::path(), text: metrics_page::page(root)? });
+    files.extend(settings_pages(root)?);
+    Ok(files)
+}
+
+/// `docs/settings.md` and `.env.example`, written by the program into a directory of their own.
+fn settings_pages(root: &Path) -> Result<Vec<Generated>> {
+    let out = std::env::temp_dir().join(format!("weatherlight-gen-{}", std::process::id()));
+    fs::create_dir_all(out.join("docs"))?;
+    let directory = out.to_string_lossy();
+    let write = ["config", "docs", "--write", &directory];
+    cargo(
+        root,
+        &[&["run", "--quiet", "--locked", "-p", "weatherlight", "--"], &write[..]].concat(),
+    )?;
+    let read = |path: &str| -> Result<Generated> {
+        let text = fs::read_to_string(out.join(path)).with_context(|| format!("no {path}"))?;
+        Ok(Generated { path: PathBuf::from(path), text })
+    };
+    let pages = vec![read("docs/settings.md")?, read(".env.example")?];
+    fs::remove_dir_all(&out)?;
+    Ok(pages)
 }
 
 /// Rust types from `leyline.proto`, by a compiler written in Rust: no `protoc` is needed.

@@ -4,6 +4,7 @@
 mod generate;
 mod levels;
 mod licences;
+mod metrics_page;
 mod redis;
 mod run;
 
