@@ -149,7 +149,7 @@ async fn demonstrate(
             say(screen, &format!("the page stays up at http://{address}/ until Ctrl-C"));
             until_draining(&handle).await;
         }
-        handle.stop(Exit::Clean);
+        handle.finish();
         told
     };
     let (exit, told) = tokio::join!(run, story);

@@ -10,7 +10,6 @@ use super::{Global, runtime};
 use crate::preflight;
 use crate::service::{Trainer, start_trainer};
 use crate::settings::EsperSettings;
-use crate::supervisor::Exit;
 use crate::supervisor::signals::Signals;
 use crate::training::Ask;
 
@@ -38,7 +37,7 @@ pub(super) fn run(global: &Global, ask: &Ask) -> Result<u8, Failure> {
                 conclude(global, ask, "train", &shown, &outcome)
             }
             .await;
-            handle.stop(Exit::Clean);
+            handle.finish();
             told
         };
         let both = async {

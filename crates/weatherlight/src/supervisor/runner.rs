@@ -49,6 +49,7 @@ pub type Reload = Box<dyn FnMut() + Send>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
     Stop(Exit),
+    Finish,
     Reload,
 }
 
@@ -64,6 +65,13 @@ impl Handle {
     pub fn stop(&self, exit: Exit) {
         // A full queue already holds a stop; a closed one belongs to a service that has ended.
         let _ = self.orders.try_send(Order::Stop(exit));
+    }
+
+    /// Begins the orderly stop because the work is done. Unlike a second [`Handle::stop`] it leaves
+    /// a stop that has begun alone.
+    pub fn finish(&self) {
+        // As above.
+        let _ = self.orders.try_send(Order::Finish);
     }
 
     /// Re-reads what can be re-read.
@@ -214,6 +222,8 @@ impl Supervisor {
                 None
             }
             Incoming::Ordered(Order::Stop(exit)) => self.begin_stop(exit),
+            Incoming::Ordered(Order::Finish) if self.core.is_draining() => None,
+            Incoming::Ordered(Order::Finish) => self.begin_stop(Exit::Clean),
             Incoming::Booted(Ok(rows)) => {
                 let left = self.add(rows);
                 self.phase = ProcessPhase::Running;

@@ -55,10 +55,15 @@ impl Bed {
 
     /// Starts a service and waits until it says that it is up.
     pub fn start(&self, command: &mut Command) -> Running {
+        self.start_until(command, "service is up")
+    }
+
+    /// Starts a command and waits until its log has a line with `text`.
+    pub fn start_until(&self, command: &mut Command, text: &str) -> Running {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let mut running = Running { child, log };
-        running.wait_for("service is up");
+        running.wait_for(text);
         running
     }
 

@@ -4,6 +4,8 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
+use rustix::process::Signal;
+
 use crate::bed::Bed;
 
 const SHORT: [&str; 4] = ["demo", "--task", "xor", "--no-compare"];
@@ -47,6 +49,16 @@ fn the_same_seed_gives_the_same_curve() {
     let (first, second) = (run(), run());
     assert_eq!(first.0, true, "a kernel came late");
     assert_eq!(first, second);
+}
+
+#[test]
+fn it_stays_until_it_is_told_to_go() {
+    let bed = Bed::new();
+    let mut command = bed.command(&SHORT);
+    let running = bed.start_until(command.arg("--stay"), "the page stays up");
+    assert_eq!(bed.get("/readyz").0, 200);
+    running.signal(Signal::TERM);
+    assert_eq!(running.end().0, Some(0));
 }
 
 #[test]

@@ -253,3 +253,17 @@ async fn reload_is_carried_out() {
     assert_eq!(service.end().await, Exit::Clean);
     assert_eq!(reloads.load(Ordering::Relaxed), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn finishing_does_not_hurry_a_stop_that_has_begun() {
+    let slow = |context: Context| async move {
+        context.heartbeat.during("idle", context.stop.cancelled()).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        Ok(())
+    };
+    let mut service = service(vec![], booted(vec![row("a", Criticality::Critical, 0, slow)]));
+    service.drive(|health| health.ready).await;
+    service.handle.stop(Exit::Clean);
+    service.handle.finish();
+    assert_eq!(service.run.await, Exit::Clean);
+}
