@@ -152,7 +152,11 @@ async fn boot(
             rows.extend(more);
             Some(ports)
         }
-        None => None,
+        None => {
+            let idle = trainer::idle(&parts.settings, &parts.bus, &parts.metrics).await;
+            rows.extend(idle.map_err(OpenError::from)?);
+            None
+        }
     };
     // A plain service needs the parts nowhere else.
     let _ = opened.send(Opened { parts, trainer });

@@ -8,6 +8,7 @@ use oona::{Bus, BusError, Stream};
 
 use super::boot_table::{BUS, row, stop};
 use super::metrics::AllMetrics;
+use super::parts::GROUP;
 use crate::settings::EsperSettings;
 use crate::supervisor::Criticality::{Critical, Parkable};
 use crate::supervisor::{Build, Row, WorkerError, build};
@@ -87,48 +88,13 @@ pub fn attach(
     let (desk, kernels) = PrefetchDesk::new(PrefetchConfig::default());
     let (outbox, outgoing) = tolaria::Outbox::new(&metrics.tolaria);
     let (reports, inbox) = tamiyo::report_queue(&policy_config.reports, &metrics.tamiyo);
-    let rows = vec![
-        row(
-            settings,
-            "kasmina.prefetch",
-            Critical,
-            BUS,
-            stop::INTAKE,
-            prefetch(run, bus, metrics, &desk),
-        ),
-        row(
-            settings,
-            "kasmina.ready",
-            Critical,
-            BUS,
-            stop::INTAKE,
-            ready(run, bus, metrics, &desk),
-        ),
-        row(
-            settings,
-            "kasmina.errors",
-            Critical,
-            BUS,
-            stop::INTAKE,
-            errors(run, bus, metrics, &desk),
-        ),
-        row(
-            settings,
-            "kasmina.telemetry",
-            Parkable,
-            BUS,
-            stop::OBSERVERS,
-            publisher(bus, metrics, outgoing),
-        ),
-        row(
-            settings,
-            "tamiyo.reports",
-            Parkable,
-            BUS,
-            stop::OBSERVERS,
-            field_reports(bus, metrics, policy_config, inbox),
-        ),
-    ];
+    let mut rows = coordinator(settings, run, &group(run), bus, metrics, &desk);
+    let publisher = publisher(bus, metrics, outgoing);
+    let field_reports = field_reports(bus, metrics, policy_config, inbox);
+    rows.extend([
+        row(settings, "kasmina.telemetry", Parkable, BUS, stop::OBSERVERS, publisher),
+        row(settings, "tamiyo.reports", Parkable, BUS, stop::OBSERVERS, field_reports),
+    ]);
     let ports = TrainerPorts {
         kernels,
         outbox,
@@ -140,6 +106,42 @@ pub fn attach(
         metrics: metrics.clone(),
     };
     (ports, rows)
+}
+
+/// The coordinator and what hands it the library's answers.
+fn coordinator(
+    settings: &EsperSettings,
+    run: &RunId,
+    group: &str,
+    bus: &Bus,
+    metrics: &AllMetrics,
+    desk: &PrefetchDesk,
+) -> Vec<Row> {
+    let (prefetch, ready, errors) = (
+        prefetch(run, bus, metrics, desk),
+        ready(group, bus, metrics, desk),
+        errors(group, bus, metrics, desk),
+    );
+    vec![
+        row(settings, "kasmina.prefetch", Critical, BUS, stop::INTAKE, prefetch),
+        row(settings, "kasmina.ready", Critical, BUS, stop::INTAKE, ready),
+        row(settings, "kasmina.errors", Critical, BUS, stop::INTAKE, errors),
+    ]
+}
+
+/// The coordinator of a service without a trainer in its process: it has no orders, and lets the
+/// answers to others pass. The boot table is then the same in every process that serves.
+///
+/// # Errors
+/// [`BusError`] when the log fails.
+pub async fn idle(
+    settings: &EsperSettings,
+    bus: &Bus,
+    metrics: &AllMetrics,
+) -> Result<Vec<Row>, BusError> {
+    bus.ensure_groups(&ANSWERS.map(|stream| (stream, GROUP))).await?;
+    let (desk, _no_trainer) = PrefetchDesk::new(PrefetchConfig::default());
+    Ok(coordinator(settings, &RunId::from(GROUP), GROUP, bus, metrics, &desk))
 }
 
 fn prefetch(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> Build {
@@ -157,9 +159,9 @@ fn prefetch(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -
     })
 }
 
-fn ready(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> Build {
+fn ready(group: &str, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> Build {
     let (group, bus, metrics, desk) =
-        (group(run), bus.clone(), metrics.kasmina.clone(), desk.clone());
+        (group.to_owned(), bus.clone(), metrics.kasmina.clone(), desk.clone());
     build(move |context| {
         let consumer = ReadyConsumer {
             bus: bus.clone(),
@@ -172,9 +174,9 @@ fn ready(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> B
     })
 }
 
-fn errors(run: &RunId, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> Build {
+fn errors(group: &str, bus: &Bus, metrics: &AllMetrics, desk: &PrefetchDesk) -> Build {
     let (group, bus, metrics, desk) =
-        (group(run), bus.clone(), metrics.kasmina.clone(), desk.clone());
+        (group.to_owned(), bus.clone(), metrics.kasmina.clone(), desk.clone());
     build(move |context| {
         let consumer = ErrorConsumer {
             bus: bus.clone(),

@@ -216,6 +216,9 @@ fn a_replay_that_waits_for_a_restart_is_still_refused() {
     assert_eq!(service.terminate().code(), Some(0));
 }
 
+/// Name, arguments, environment, exit code, and what the message says.
+type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a [&'a str]);
+
 #[test]
 fn faults_stop_the_start_with_one_message_and_a_remedy() {
     let home = Home::new();
@@ -223,7 +226,7 @@ fn faults_stop_the_start_with_one_message_and_a_remedy() {
     let closed = format!("redis://127.0.0.1:{}/0", redis::free_port());
     std::fs::write(home.directory.path().join("file"), "not a directory").unwrap();
     std::fs::write(home.directory.path().join("bad.toml"), "[oona]\nmax_atempts = 3\n").unwrap();
-    let cases: [(&str, &[&str], &[(&str, &str)], i32, &[&str]); 5] = [
+    let cases: [Case<'_>; 5] = [
         ("no secret", &["serve"], &[], 78, &["ESPER_LEYLINE_SECRET"]),
         (
             "weak secret",
