@@ -35,11 +35,11 @@ pub struct Config {
     pub attach_after_epochs: u32,
     /// Epochs a seed trains in isolation. Default 20.
     pub training_epochs: u32,
-    /// Epochs over which alpha rises. Default 2.
+    /// Epochs over which alpha rises. Default 4.
     pub blend_epochs: u32,
     /// Epochs a seed is on probation. Default 8.
     pub probation_epochs: u32,
-    /// A smoothed validation loss at or below this needs no growth. Default 0.05.
+    /// A validation loss at or below this needs no growth. Default 0.05.
     pub loss_fine: f32,
     /// Grafts in a row that were not kept after which nothing more is grown. Default 3.
     pub failures_max: usize,
@@ -82,7 +82,7 @@ impl Config {
             rate: 0.003,
             attach_after_epochs: 12,
             training_epochs: 20,
-            blend_epochs: 2,
+            blend_epochs: 4,
             probation_epochs: 8,
             loss_fine: 0.05,
             failures_max: 3,

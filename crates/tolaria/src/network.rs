@@ -17,6 +17,11 @@ use crate::host::{self, EMBED, FEATURES, HEAD, HostShape, LABELS, LOGITS, LOSS, 
 /// Scores this close (in nats) are equal, and of equal scores the first class counts: a network that knows nothing is
 /// then not right, or wrong, by the noise in its last digits.
 const TIE: f32 = 0.01;
+/// Gradients of a pass are scaled down to this norm, all together.
+const GRADIENT_NORM_MAX: f32 = 1.0;
+/// A seed that was trained in isolation goes on at this share of its rate once the host sees it. At full rate it makes
+/// up for a small alpha by a large output, which is far too large when alpha has risen.
+const SEEN_RATE: f32 = 0.1;
 /// Rows evaluated in one step at most: bounds the evaluation plan's memory.
 const EVALUATION_ROWS_MAX: usize = 1024;
 
@@ -62,6 +67,8 @@ struct Slot {
     mode: Mode,
     blend: BlendMode,
     alpha: f32,
+    /// Learning rate of its seed in isolation.
+    rate: Option<f32>,
     graft: Option<Graft>,
 }
 
@@ -150,6 +157,7 @@ impl Network {
                 mode: Mode::Identity,
                 blend: BlendMode::Convex,
                 alpha: 0.0,
+                rate: None,
                 graft: None,
             })
             .collect();
@@ -193,6 +201,7 @@ impl Network {
             return Err(error.into());
         }
         let slot = &mut self.slots[index];
+        slot.rate = Some(rate);
         (slot.graft, slot.blend, slot.mode, slot.alpha) = (Some(graft), blend, Mode::Isolated, 0.0);
         self.changed();
         Ok(())
@@ -220,8 +229,17 @@ impl Network {
     /// [`NetworkError::NoSlot`]
     pub fn set_mode(&mut self, seed: &SeedId, mode: Mode) -> Result<(), NetworkError> {
         let index = self.index(seed)?;
-        if self.slots[index].mode != mode {
-            self.slots[index].mode = mode;
+        let slot = &mut self.slots[index];
+        if slot.mode != mode {
+            slot.mode = mode;
+            if let Some(rate) = slot.graft.as_ref().and(slot.rate) {
+                let share = if matches!(mode, Mode::Blended | Mode::Shadowed | Mode::Live) {
+                    SEEN_RATE
+                } else {
+                    1.0
+                };
+                self.optimiser.set_rate(seed.as_str(), rate * share)?;
+            }
             self.changed();
         }
         Ok(())
@@ -357,7 +375,7 @@ impl Network {
             let own = norm(&outputs, |name| prefixed(name, seed.as_str()));
             let felt = norm(&outputs, |name| prefixed(name, EMBED));
             let loss = outputs.scalar(LOSS).unwrap_or(f32::NAN);
-            move_seed(&mut self.optimiser, &mut self.store, &outputs)?;
+            move_seed(&mut self.optimiser, &mut self.store, &outputs, clip(own))?;
             self.store.absorb(&outputs)?;
             outcome.seeds.push(SeedStep {
                 seed: seed.clone(),
@@ -389,7 +407,7 @@ impl Network {
                 isolated_ms: None,
             });
         }
-        self.optimiser.step(&mut self.store, &outputs, 1.0)?;
+        self.optimiser.step(&mut self.store, &outputs, clip(outcome.gradient_norm))?;
         self.store.absorb(&outputs)?;
         self.steps += 1;
         Ok(outcome)
@@ -495,14 +513,20 @@ fn norm(outputs: &kernel::Outputs<'_>, counts: impl Fn(&str) -> bool) -> f32 {
     squares.sum::<f64>().sqrt() as f32
 }
 
+/// By what gradients of this norm are multiplied.
+fn clip(norm: f32) -> f32 {
+    if norm > GRADIENT_NORM_MAX { GRADIENT_NORM_MAX / norm } else { 1.0 }
+}
+
 /// A step of a seed's isolated pass: the host's gradient is there to be seen, not to be followed.
 fn move_seed(
     optimiser: &mut Optimiser,
     store: &mut ParamStore,
     outputs: &kernel::Outputs<'_>,
+    scale: f32,
 ) -> Result<(), OptimiserError> {
     optimiser.freeze(EMBED)?;
-    let moved = optimiser.step(store, outputs, 1.0);
+    let moved = optimiser.step(store, outputs, scale);
     optimiser.unfreeze(EMBED)?;
     moved
 }

@@ -61,7 +61,6 @@ impl Prepared {
         let mut config = base;
         config.limits.timing = Timing::Observe;
         config.growth.probation_epochs_min = self.config.probation_epochs;
-        config.growth.target_loss = self.config.loss_fine;
         config
     }
 

@@ -377,7 +377,8 @@ impl Training {
         let config = &self.prepared.config;
         let too_late = self.clock.epoch + config.growth_epochs() > config.epochs_max;
         let given_up = self.journal.failures_in_a_row() >= config.failures_max;
-        let horizon = if too_late || given_up { Horizon::Short } else { Horizon::Open };
+        let horizon =
+            if too_late || given_up || self.is_fine() { Horizon::Short } else { Horizon::Open };
         let context = Context {
             now_unix_ms: now.unix_ms,
             epoch: self.clock.epoch,
@@ -613,8 +614,13 @@ impl Training {
                 | Reason::NoBlueprintCandidates
                 | Reason::HorizonShort
         );
-        let calm = !growing && decision.command.is_none() && nothing_left;
+        let calm = !growing && decision.command.is_none() && (nothing_left || self.is_fine());
         self.calm_epochs = if calm { self.calm_epochs + 1 } else { 0 };
+    }
+
+    /// Whether the loss is as low as wanted.
+    fn is_fine(&self) -> bool {
+        self.last.is_some_and(|score| score.loss <= self.prepared.config.loss_fine)
     }
 
     fn is_growing(&self, seed: &SeedId) -> bool {

@@ -148,3 +148,22 @@ fn the_report_stands_alone_and_escapes() {
         std::fs::copy(&path, keep).unwrap();
     }
 }
+
+#[test]
+fn a_seed_goes_its_way_without_a_pause_and_without_hurting() {
+    for seed in 1..=5 {
+        let outcome = run(Source::Spirals(Default::default()), seed).outcome.unwrap();
+        let journey = &outcome.journeys[0];
+        let epoch =
+            |name: &str| journey.milestones.iter().find(|m| m.stage.name() == name).unwrap().epoch;
+        // Four epochs of blending, half an epoch of shadowing, eight of probation.
+        assert_eq!(epoch("shadowing"), epoch("blending") + 4, "{}", summary(&outcome));
+        assert_eq!(epoch("probationary"), epoch("shadowing") + 1, "{}", summary(&outcome));
+        assert_eq!(epoch("fossilized"), epoch("probationary") + 7, "{}", summary(&outcome));
+        let blending = epoch("blending") as usize;
+        let before = outcome.history[blending - 1].validation_loss;
+        for after in &outcome.history[blending..epoch("fossilized") as usize] {
+            assert!(after.validation_loss < before, "seed {seed}, epoch {}", after.epoch);
+        }
+    }
+}
