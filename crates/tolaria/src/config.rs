@@ -50,7 +50,7 @@ pub struct Config {
     pub calm_epochs: u32,
     /// Least time an epoch takes, so that a person can watch; waiting is all it changes. Default 40 ms.
     pub epoch_time_min: Duration,
-    /// Where checkpoints go; none without.
+    /// Directory for checkpoints (weights, see [`crate::Checkpoint`]); none without.
     pub checkpoints: Option<PathBuf>,
     /// Epochs between checkpoints. Default 25.
     pub checkpoint_epochs: u32,

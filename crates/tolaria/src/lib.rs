@@ -7,6 +7,7 @@
 
 mod batches;
 mod boundary;
+mod checkpoint;
 mod clock;
 mod compare;
 mod config;
@@ -24,6 +25,7 @@ pub mod report;
 mod statistics;
 mod training;
 
+pub use checkpoint::Checkpoint;
 pub use config::{Comparison, Config};
 pub use error::{CellFault, CheckpointError, DataError, TrainError};
 pub use metrics::Metrics;

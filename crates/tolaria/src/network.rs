@@ -92,14 +92,9 @@ struct Plans {
     alphas: Vec<String>,
 }
 
-/// Everything that a rollback or a checkpoint restores.
+/// The host's own parameters at some time, to come back to.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
-    pub(crate) slots: Vec<(SeedId, Mode, Option<Graft>)>,
-    pub(crate) store: ParamStore,
-    pub(crate) optimiser: Optimiser,
-    pub(crate) steps: u64,
-}
+pub struct Snapshot(Params);
 
 /// What one step showed.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -319,12 +314,18 @@ impl Network {
         [EMBED, HEAD].iter().flat_map(|group| self.store.names(group)).map(str::to_owned).collect()
     }
 
-    /// Everything to come back to.
+    /// The host's own parameters, to come back to.
     pub fn snapshot(&self) -> Snapshot {
-        let slots =
-            self.slots.iter().map(|slot| (slot.seed.clone(), slot.mode, slot.graft.clone()));
-        let (store, optimiser) = (self.store.clone(), self.optimiser.clone());
-        Snapshot { slots: slots.collect(), store, optimiser, steps: self.steps }
+        let own = self.host_parameters();
+        let all = self.store.params();
+        Snapshot(
+            own.iter().filter_map(|name| Some((name.clone(), all.get(name)?.clone()))).collect(),
+        )
+    }
+
+    /// All parameters, those of seeds under their slot's id.
+    pub fn params(&self) -> Params {
+        self.store.params()
     }
 
     /// Brings the host's own parameters back to those of a snapshot, slots and step count as they are.
@@ -332,22 +333,10 @@ impl Network {
     /// # Errors
     /// [`NetworkError::Store`] when the snapshot is of another host.
     pub fn restore_host(&mut self, snapshot: &Snapshot) -> Result<(), NetworkError> {
-        for name in self.host_parameters() {
-            if let Some(values) = snapshot.store.get(&name) {
-                self.store.set(&name, values)?;
-            }
+        for (name, tensor) in snapshot.0.iter() {
+            self.store.set(name, tensor.data())?;
         }
         Ok(())
-    }
-
-    /// Becomes what the snapshot was.
-    pub(crate) fn restore(&mut self, snapshot: Snapshot) {
-        for (slot, (_, mode, graft)) in self.slots.iter_mut().zip(snapshot.slots) {
-            (slot.mode, slot.graft) = (mode, graft);
-        }
-        (self.store, self.optimiser, self.steps) =
-            (snapshot.store, snapshot.optimiser, snapshot.steps);
-        self.changed();
     }
 
     /// One optimiser step on one batch: the pass of the host, then that of each isolated seed.

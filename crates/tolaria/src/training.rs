@@ -20,11 +20,12 @@ use tracing::{info, warn};
 
 use crate::batches::Batches;
 use crate::boundary;
+use crate::checkpoint::{Checkpoint, Checkpointer};
 use crate::clock::Clock;
 use crate::compare;
 use crate::config::Comparison;
 use crate::data::Part;
-use crate::error::TrainError;
+use crate::error::{CheckpointError, TrainError};
 use crate::host::Mode;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -94,6 +95,7 @@ pub struct Training {
     timing_findings: u32,
     calm_epochs: u32,
     telemetry_at: Option<Instant>,
+    checkpoints: Option<Checkpointer>,
 }
 
 /// The host when growth began.
@@ -149,6 +151,13 @@ impl Training {
             manager.register_slot(kasmina::Slot { seed: seed.clone(), layer_depth: 1, shape })?;
         }
         let candidates = prepared.candidates();
+        let checkpoints = match &config.checkpoints {
+            Some(directory) => Some(
+                Checkpointer::start(directory.clone())
+                    .map_err(|source| CheckpointError::Io { path: directory.clone(), source })?,
+            ),
+            None => None,
+        };
         let clock = Clock::start(prepared.epoch_steps, 0, 0);
         Ok(Self {
             train: Arc::new(prepared.split.train.clone()),
@@ -175,6 +184,7 @@ impl Training {
             timing_findings: 0,
             calm_epochs: 0,
             telemetry_at: None,
+            checkpoints,
         })
     }
 
@@ -249,9 +259,20 @@ impl Training {
         self.settle(&decision);
         self.record(&figures, score, test);
         self.channels.metrics.epoch_seconds.observe(began.elapsed().as_secs_f64());
+        if self.clock.epoch.is_multiple_of(self.prepared.config.checkpoint_epochs)
+            && let Some(checkpoints) = &self.checkpoints
+        {
+            checkpoints.offer(self.checkpoint());
+        }
         self.show(Phase::Training);
         pause(self.prepared.config.epoch_time_min.saturating_sub(began.elapsed()), stop);
         Ok(true)
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        let config = &self.prepared.config;
+        let (run, params) = (config.run.to_string(), self.network.params());
+        Checkpoint { run, seed: config.seed, epoch: self.clock.epoch, params }
     }
 
     /// Takes what the coordinator has sent, and gives to their seeds the kernels whose epoch has come.
@@ -705,6 +726,9 @@ impl Training {
             None => self.measure_first()?,
         };
         self.finish_reports();
+        if let Some(checkpoints) = self.checkpoints.take() {
+            checkpoints.finish(self.checkpoint());
+        }
         let grown = self.figures(taken)?;
         let boundary_after = boundary::of(&mut self.network, &self.prepared)?;
         let compared = if self.prepared.config.comparison == Comparison::Both && end != End::Stopped
