@@ -34,12 +34,17 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// The file of a run that keeps its checkpoints in `directory`.
+    pub fn path(directory: &Path) -> PathBuf {
+        directory.join(FILE)
+    }
+
     /// Writes the file so that a crash leaves the old one or the new one, whole.
     ///
     /// # Errors
     /// [`CheckpointError::Io`]
     pub fn write(&self, directory: &Path) -> Result<PathBuf, CheckpointError> {
-        let path = directory.join(FILE);
+        let path = Self::path(directory);
         let bytes = self.to_bytes(&path)?;
         replace(directory, &path, &bytes)
             .map_err(|source| CheckpointError::Io { path: path.clone(), source })?;

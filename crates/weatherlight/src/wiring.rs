@@ -111,6 +111,18 @@ pub fn policy_config(settings: &EsperSettings) -> tamiyo::Config {
     }
 }
 
+/// What was asked for, and where its weights are kept: every run has a directory of its own, so
+/// that none writes over what another learnt.
+pub fn training_config(settings: &EsperSettings, asked: tolaria::Config) -> tolaria::Config {
+    let is_kept = settings.tolaria_checkpoint_epochs > 0;
+    let directory = settings.tolaria_checkpoint_dir.join(asked.run.as_str());
+    tolaria::Config {
+        checkpoints: is_kept.then_some(directory),
+        checkpoint_epochs: settings.tolaria_checkpoint_epochs.max(1),
+        ..asked
+    }
+}
+
 /// The ingest worker's settings.
 pub fn ingest_config(settings: &EsperSettings) -> nissa::IngestConfig {
     let defaults = nissa::IngestConfig::default();
@@ -145,5 +157,21 @@ mod tests {
         assert_eq!(seed_config(&settings), kasmina::Config::default());
         assert_eq!(policy_config(&settings), tamiyo::Config::default());
         assert_eq!(ingest_config(&settings), nissa::IngestConfig::default());
+        let run = leyline::ids::RunId::new("run");
+        let asked = tolaria::Config::new(run, tolaria::data::Source::Xor, 1);
+        let trained = training_config(&settings, asked.clone());
+        assert_eq!(tolaria::Config { checkpoints: None, ..trained }, asked);
+    }
+
+    #[test]
+    fn no_epochs_between_checkpoints_means_none() {
+        let mut settings = resolve(&Sources::default()).unwrap().settings;
+        let run = leyline::ids::RunId::new("run");
+        let asked = tolaria::Config::new(run, tolaria::data::Source::Xor, 1);
+        let kept = training_config(&settings, asked.clone()).checkpoints.unwrap();
+        assert!(kept.ends_with("tolaria/checkpoints/run"), "{kept:?}");
+        settings.tolaria_checkpoint_epochs = 0;
+        let trained = training_config(&settings, asked);
+        assert_eq!((trained.checkpoints.clone(), trained.check()), (None, Vec::new()));
     }
 }

@@ -11,7 +11,7 @@ use indicatif::MultiProgress;
 use leyline::ids::RunId;
 use nissa::ProcessPhase;
 use tokio_util::sync::CancellationToken;
-use tolaria::{Outcome, Prepared, TrainError};
+use tolaria::{Checkpoint, Outcome, Prepared, TrainError};
 
 use super::failure::Failure;
 use super::serve::{reload, start_logging};
@@ -22,6 +22,7 @@ use crate::settings::{EsperSettings, Resolved, SecretText};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::{Exit, Handle};
 use crate::training::{self, Ask};
+use crate::wiring;
 
 /// What the demo logs when nobody asked for more: its own lines tell the rest.
 const QUIET: &str = "warn";
@@ -43,7 +44,7 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<u8, Failure> {
     }
     let level = start_logging(global, &resolved, &screen)?;
     let run = RunId::new(format!("demo-{}", uuid::Uuid::now_v7()));
-    let prepared = prepare(&options.ask, run.clone())?;
+    let prepared = prepare(&options.ask, &resolved.settings, run.clone())?;
     adapt(&mut resolved, &screen)?;
     let reload = reload(global.clone(), resolved.clone(), level);
     runtime()?.block_on(async {
@@ -60,12 +61,27 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<u8, Failure> {
     })
 }
 
-/// Reads the data before anything is started: a fault in it is the user's to see first.
-pub(super) fn prepare(ask: &Ask, run: RunId) -> Result<Prepared, Failure> {
-    Prepared::load(ask.config(run)).map_err(|error| match error {
+/// Reads the data before anything is started: a fault in it is the user's to see first. So is a
+/// directory in which the weights could not be kept.
+pub(super) fn prepare(
+    ask: &Ask,
+    settings: &EsperSettings,
+    run: RunId,
+) -> Result<Prepared, Failure> {
+    let config = wiring::training_config(settings, ask.config(run));
+    let prepared = Prepared::load(config).map_err(|error| match error {
         TrainError::Data(error) => Failure::data(&error),
         error => Failure::configuration(crate::supervisor::chain(&error)),
-    })
+    })?;
+    if let Some(directory) = &prepared.config.checkpoints {
+        fs::create_dir_all(directory).map_err(|error| {
+            Failure::configuration(format!(
+                "cannot keep weights in {}: {error}; make the directory writable, or set TOLARIA_CHECKPOINT_DIR to another (TOLARIA_CHECKPOINT_EPOCHS=0 keeps none)",
+                directory.display()
+            ))
+        })?;
+    }
+    Ok(prepared)
 }
 
 /// The demo needs neither Redis nor a secret, and says what it does instead.
@@ -219,14 +235,20 @@ pub(super) fn conclude(
     outcome: &Outcome,
 ) -> Result<(), Failure> {
     let written = training::write_report(ask, command, prepared, outcome);
+    let weights = prepared.config.checkpoints.as_deref().map(Checkpoint::path);
+    let weights = weights.filter(|path| path.exists());
     if global.json {
-        table::print_json(&training::summary(outcome, written.is_ok().then_some(&ask.report)));
+        let report = written.is_ok().then_some(ask.report.as_path());
+        table::print_json(&training::summary(outcome, report, weights.as_deref()));
     } else {
         training::print(outcome);
     }
     written.map_err(|error| Failure::data(&error))?;
     if !global.json {
         table::print(&format!("report: {}", ask.report.display()));
+        if let Some(weights) = weights {
+            table::print(&format!("weights: {}", weights.display()));
+        }
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ pub(super) fn run(global: &Global, ask: &Ask) -> Result<u8, Failure> {
     let screen = MultiProgress::new();
     start_logging(global, &resolved, &screen)?;
     let run = RunId::new(format!("run-{}", uuid::Uuid::now_v7()));
-    let prepared = prepare(ask, run.clone())?;
+    let prepared = prepare(ask, &resolved.settings, run.clone())?;
     runtime()?.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::software(&error))?;
         check(&resolved.settings).await?;

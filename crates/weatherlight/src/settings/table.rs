@@ -38,7 +38,7 @@ settings! {
             "Bearer token for the endpoints that change something (restarting a worker). Unset: they refuse everybody.";
         state_dir: PathBuf = "WEATHERLIGHT_STATE_DIR" "weatherlight.state_dir"
             Path, Some("./var"), Restart,
-            "Directory of what the service itself keeps: the embedded log, the demo's secret, checkpoints.";
+            "Directory of what the service itself keeps: the embedded log, the demo's secret, what trainers keep.";
         telemetry_interval: Duration = "WEATHERLIGHT_TELEMETRY_INTERVAL_S" "weatherlight.telemetry_interval_s"
             Span(Seconds, 0.1, 3600.0), Some("10"), Restart,
             "How often the service publishes its own telemetry packet.";
@@ -191,18 +191,24 @@ settings! {
             "Factor by which that delay grows.";
     }
     "Training" {
+        tolaria_checkpoint_dir: PathBuf = "TOLARIA_CHECKPOINT_DIR" "tolaria.checkpoint_dir"
+            Path, Some("./var/tolaria/checkpoints"), Restart,
+            "Where `demo` and `train` leave the weights they learnt: `RUN/checkpoint.safetensors`, which any safetensors library loads; its metadata names run, seed and epoch. A run cannot be continued from it. Nothing removes old ones.";
+        tolaria_checkpoint_epochs: u32 = "TOLARIA_CHECKPOINT_EPOCHS" "tolaria.checkpoint_epochs"
+            Integer(0, 1_000_000), Some("25"), Restart,
+            "Epochs after which that file is written anew; it always is when the run ends. 0 writes none at all.";
         tolaria_rollback_enabled: bool = "TOLARIA_ROLLBACK_ENABLED" "tolaria.rollback_enabled"
             Switch, Some("false"), Restart,
-            "Return to the last good checkpoint when the loss diverges.";
+            "Has no effect yet, accepted for existing files: return to the last good checkpoint when the loss diverges.";
         tolaria_rollback_deadline: Duration = "TOLARIA_ROLLBACK_DEADLINE_MS" "tolaria.rollback_deadline_ms"
             Span(Milliseconds, 1.0, 600_000.0), Some("250"), Restart,
-            "How long a rollback may take.";
+            "Has no effect yet, accepted for existing files: how long a rollback may take.";
         tolaria_emergency_enabled: bool = "TOLARIA_EMERGENCY_ENABLED" "tolaria.emergency_enabled"
             Switch, Some("false"), Restart,
-            "Send an emergency signal when training fails.";
+            "Has no effect yet, accepted for existing files: send an emergency signal when training fails.";
         tolaria_emergency_bypass_max: u32 = "TOLARIA_EMERGENCY_BYPASS_MAX_PER_MIN" "tolaria.emergency_bypass_max_per_min"
             Integer(0, 100_000), Some("60"), Restart,
-            "Emergency signals per minute and trainer.";
+            "Has no effect yet, accepted for existing files: emergency signals per minute and trainer.";
     }
     "Observability" {
         nissa_coverage_min: f64 = "NISSA_COVERAGE_ALERT_THRESHOLD" "nissa.coverage_alert_threshold"

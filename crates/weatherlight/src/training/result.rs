@@ -68,7 +68,7 @@ fn milestones(journey: &Journey) -> String {
 }
 
 /// The outcome for programs.
-pub fn summary(outcome: &Outcome, report: Option<&Path>) -> Value {
+pub fn summary(outcome: &Outcome, report: Option<&Path>, weights: Option<&Path>) -> Value {
     let figures = |figures: &Figures| {
         json!({
             "accuracy": figures.accuracy,
@@ -105,6 +105,7 @@ pub fn summary(outcome: &Outcome, report: Option<&Path>) -> Value {
         "hook_us": outcome.hook_us,
         "dropped_messages": outcome.dropped_messages,
         "report": report,
+        "weights": weights,
     })
 }
 

@@ -33,6 +33,15 @@ fn it_grows_a_network_and_a_second_start_finds_its_kernels() {
     let secret = std::fs::metadata(bed.path().join("var/demo-secret")).unwrap();
     assert_eq!(secret.permissions().mode() & 0o777, 0o600);
 
+    let runs = bed.path().join("var/tolaria/checkpoints");
+    let kept: Vec<_> = std::fs::read_dir(runs).unwrap().map(|run| run.unwrap().path()).collect();
+    let [run] = kept.as_slice() else { panic!("one directory per run, not {kept:?}") };
+    said(&first, &["checkpoint.safetensors"]);
+    let checkpoint = tolaria::Checkpoint::read(&tolaria::Checkpoint::path(run)).unwrap();
+    assert!(run.ends_with(&checkpoint.run), "{run:?} holds {}", checkpoint.run);
+    let names: Vec<_> = checkpoint.params.iter().map(|(name, _)| name).collect();
+    assert!(names.iter().any(|name| name.starts_with("slot-a")), "grown weights in {names:?}");
+
     said(&demo(&bed), &["using the one", "18 kernels ready (18 were compiled before)"]);
 }
 
