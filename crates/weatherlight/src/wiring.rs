@@ -128,6 +128,7 @@ pub fn ingest_config(settings: &EsperSettings) -> nissa::IngestConfig {
     let defaults = nissa::IngestConfig::default();
     let features = settings.nissa_coverage_features.split(',').map(str::trim);
     nissa::IngestConfig {
+        replica: settings.nissa_replica.clone(),
         thresholds: nissa::Thresholds {
             coverage_min: settings.nissa_coverage_min,
             coverage_samples: NonZeroU32::new(settings.nissa_coverage_samples)
@@ -173,5 +174,12 @@ mod tests {
         settings.tolaria_checkpoint_epochs = 0;
         let trained = training_config(&settings, asked);
         assert_eq!((trained.checkpoints.clone(), trained.check()), (None, Vec::new()));
+    }
+    #[test]
+    fn each_replica_observes_as_a_group_of_its_own() {
+        let sources =
+            Sources { overrides: vec!["NISSA_REPLICA=two".to_owned()], ..Sources::default() };
+        let settings = resolve(&sources).unwrap().settings;
+        assert_eq!(ingest_config(&settings).group(), "nissa-service-two");
     }
 }

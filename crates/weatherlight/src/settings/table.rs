@@ -211,6 +211,9 @@ settings! {
             "Has no effect yet, accepted for existing files: emergency signals per minute and trainer.";
     }
     "Observability" {
+        nissa_replica: Option<String> = "NISSA_REPLICA" "nissa.replica"
+            Text, None, Restart,
+            "Name of this replica of the service, different on each, so that each observes everything. Unset: the only one.";
         nissa_coverage_min: f64 = "NISSA_COVERAGE_ALERT_THRESHOLD" "nissa.coverage_alert_threshold"
             Number(0.0, 1.0), Some("0.7"), Restart,
             "Alert when the policy sees less than this share of its inputs.";
