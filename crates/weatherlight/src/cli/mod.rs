@@ -126,7 +126,7 @@ pub enum Command {
     /// nothing. Exits with 78 or 69 as a start would.
     Doctor,
     /// What a running service is doing
-    Status,
+    Status(workers::StatusOptions),
     /// List the workers of a running service, or restart one
     #[command(subcommand)]
     Workers(workers::Command),
@@ -169,7 +169,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Train(ask) => train::run(global, &ask),
         Command::Config(command) => config::run(global, &command),
         Command::Doctor => doctor::run(global),
-        Command::Status => workers::status(global),
+        Command::Status(options) => workers::status(global, &options),
         Command::Workers(command) => workers::run(global, &command),
         Command::Kernels(command) => kernels::run(global, &command),
         Command::Bench => bench::run(global),

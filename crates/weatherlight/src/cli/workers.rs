@@ -1,12 +1,21 @@
 //! `weatherlight status` and `weatherlight workers`: asking a running service.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use nissa::{Health, SystemMode, WorkerState};
+use serde::Deserialize;
 
 use super::failure::Failure;
 use super::{Global, block_on, table};
 use crate::client::{self, Answer};
 use crate::settings::EsperSettings;
+
+/// What `weatherlight status` can be asked.
+#[derive(Debug, Clone, Args)]
+pub struct StatusOptions {
+    /// Print nothing and exit with 0 when the service is ready, else with 69 and the reasons
+    #[arg(long)]
+    check: bool,
+}
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -36,8 +45,12 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
 }
 
 /// `weatherlight status`.
-pub(super) fn status(global: &Global) -> Result<u8, Failure> {
-    let health = health(&global.load()?.settings)?;
+pub(super) fn status(global: &Global, options: &StatusOptions) -> Result<u8, Failure> {
+    let settings = global.load()?.settings;
+    if options.check {
+        return check(&settings);
+    }
+    let health = health(&settings)?;
     if global.json {
         table::print_json(&health);
         return Ok(0);
@@ -65,6 +78,27 @@ pub(super) fn status(global: &Global) -> Result<u8, Failure> {
         table::print(&rows.to_string());
     }
     Ok(0)
+}
+
+/// What `/readyz` answers.
+#[derive(Debug, Deserialize)]
+struct Readiness {
+    reasons: Vec<String>,
+}
+
+/// For health checks of containers and service managers.
+fn check(settings: &EsperSettings) -> Result<u8, Failure> {
+    let address = settings.http_addr;
+    let answer = block_on(client::request(address, "GET", "/readyz", None))?
+        .map_err(|error| Failure::unavailable(error.to_string()))?;
+    if answer.status == 200 {
+        return Ok(0);
+    }
+    let readiness: Readiness = serde_json::from_str(&answer.body).map_err(|error| {
+        let status = answer.status;
+        Failure::unavailable(format!("{address} answers {status} and no reasons: {error}"))
+    })?;
+    Err(Failure::unavailable(format!("not ready: {}", readiness.reasons.join("; "))))
 }
 
 fn health(settings: &EsperSettings) -> Result<Health, Failure> {

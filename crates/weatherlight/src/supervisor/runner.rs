@@ -227,6 +227,8 @@ impl Supervisor {
             Incoming::Booted(Ok(rows)) => {
                 let left = self.add(rows);
                 self.phase = ProcessPhase::Running;
+                // Who is told that the service is up must find it ready.
+                self.show();
                 self.notifier.ready();
                 tracing::info!(workers = self.rows.len(), "service is up");
                 left

@@ -1,6 +1,7 @@
 //! What stops a start: each with one message that names the fault and the remedy, and the exit code
 //! of the specification.
 
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
 use crate::bed::{Bed, SECRET};
@@ -94,4 +95,32 @@ fn status_without_a_service_says_how_to_start_one() {
     let output = Bed::new().run(&["status"]);
     assert_eq!(output.status.code(), Some(69));
     assert!(String::from_utf8_lossy(&output.stderr).contains("weatherlight serve"));
+}
+
+#[test]
+fn a_check_of_what_is_not_ready_says_why() {
+    let bed = Bed::new();
+    let checked = || {
+        let output = bed.run(&["status", "--check"]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.stdout.is_empty());
+        (output.status.code(), message)
+    };
+    let (code, message) = checked();
+    assert_eq!(code, Some(69));
+    assert!(message.contains("weatherlight serve"), "{message}");
+
+    let listener = TcpListener::bind(bed.address).unwrap();
+    let body = r#"{"ready":false,"reasons":["the service is booting","the log is silent"]}"#;
+    let service = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 512];
+        let length = stream.read(&mut request).unwrap();
+        assert!(request[..length].starts_with(b"GET /readyz "));
+        write!(stream, "HTTP/1.0 503 Service Unavailable\r\n\r\n{body}").unwrap();
+    });
+    let (code, message) = checked();
+    service.join().unwrap();
+    assert_eq!(code, Some(69));
+    assert!(message.contains("the service is booting; the log is silent"), "{message}");
 }

@@ -13,6 +13,13 @@ fn it_starts_shows_itself_and_stops_cleanly() {
     assert_eq!(status, 200);
     assert!(metrics.contains("weatherlight_uptime_seconds"), "{metrics}");
 
+    let output = bed.run(&["status", "--check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "a check that succeeds is silent"
+    );
+
     let output = bed.run(&["status", "--json"]);
     let health: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(health["log"], "embedded");
