@@ -22,12 +22,35 @@ enum State {
     HalfOpen { probes_left: u32, until: Instant },
 }
 
-/// Where a breaker stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Position {
+/// Where a breaker stands, the worse the later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BreakerPosition {
+    /// Calls pass.
     Closed,
+    /// A few probes pass.
     HalfOpen,
+    /// Calls are refused.
     Open,
+}
+
+impl BreakerPosition {
+    /// The wire contract's number: 1 closed, 2 open, 3 half-open.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Closed => 1,
+            Self::Open => 2,
+            Self::HalfOpen => 3,
+        }
+    }
+}
+
+/// One breaker of a bus, as health reports show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BreakerStanding {
+    /// `publish`, `publish_emergency`, or `consume_<stream>.<group>`.
+    pub name: String,
+    /// Where it stands.
+    pub position: BreakerPosition,
 }
 
 /// Closed, open, half-open. Time is passed in; there is no I/O and no clock here.
@@ -85,11 +108,11 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> BreakerPosition {
         match self.state {
-            State::Closed { .. } => Position::Closed,
-            State::Open { .. } => Position::Open,
-            State::HalfOpen { .. } => Position::HalfOpen,
+            State::Closed { .. } => BreakerPosition::Closed,
+            State::Open { .. } => BreakerPosition::Open,
+            State::HalfOpen { .. } => BreakerPosition::HalfOpen,
         }
     }
 
@@ -127,7 +150,7 @@ mod tests {
         assert_eq!(breaker.admit(now), Ok(()));
         breaker.failed(now);
         assert_eq!(breaker.admit(now), Err(LIMITS.open));
-        assert_eq!(breaker.position(), Position::Open);
+        assert_eq!(breaker.position(), BreakerPosition::Open);
     }
 
     #[tokio::test(start_paused = true)]
@@ -149,7 +172,7 @@ mod tests {
         let mut breaker = opened(now);
         assert_eq!(breaker.admit(now + LIMITS.open), Ok(()));
         breaker.succeeded();
-        assert_eq!(breaker.position(), Position::Closed);
+        assert_eq!(breaker.position(), BreakerPosition::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,7 +180,7 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(now);
         breaker.log_is_alive(now);
-        assert_eq!(breaker.position(), Position::HalfOpen);
+        assert_eq!(breaker.position(), BreakerPosition::HalfOpen);
         assert_eq!(breaker.admit(now), Ok(()));
     }
 }

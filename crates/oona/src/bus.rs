@@ -9,7 +9,7 @@ use leyline::wire::MessagePriority;
 use tokio::time::Instant;
 
 use crate::admission::Bands;
-use crate::breaker::Limits;
+use crate::breaker::{BreakerPosition, BreakerStanding, Limits};
 use crate::check::Checker;
 use crate::config::{Config, LogKind};
 use crate::consumer::{Consumer, ConsumerSpec, Post, Role};
@@ -104,6 +104,7 @@ impl Bus {
             retry_delay_max: config.retry_delay_max,
             claim_idle: config.claim_idle,
             renewed: Mutex::new(Instant::now()),
+            breaker: Mutex::new(BreakerPosition::Closed),
             names: Arc::clone(&self.0.names),
             pulse: Arc::clone(&self.0.pulse),
         });
@@ -214,7 +215,22 @@ impl Bus {
             let depth = self.0.depths.last(stream) as f64;
             points.push((format!("oona.queue_depth_{stream}"), depth));
         }
+        let publish = self.0.pulse.standings().into_iter().collect();
+        let consume = self.posts().iter().map(|post| post.breaker()).collect();
+        points.push(("oona.publish_breaker_state".to_owned(), worst(publish)));
+        points.push(("oona.consume_breaker_state".to_owned(), worst(consume)));
         points
+    }
+
+    /// Where the breakers of publishing stand, and those of the consumers that live in this
+    /// process, by name.
+    pub fn breakers(&self) -> Vec<BreakerStanding> {
+        let mut breakers = Vec::from(self.0.pulse.standings());
+        breakers.extend(self.posts().iter().map(|post| post.breaker()));
+        // Consumers of one group share a name: the worst of them speaks.
+        breakers.sort_by(|a, b| a.name.cmp(&b.name).then(b.position.cmp(&a.position)));
+        breakers.dedup_by(|a, b| a.name == b.name);
+        breakers
     }
 
     /// The settings in force.
@@ -237,6 +253,12 @@ impl Bus {
         let posts = self.0.posts.lock().unwrap_or_else(PoisonError::into_inner);
         posts.iter().filter_map(Weak::upgrade).collect()
     }
+}
+
+/// The number of the worst; of a closed one when there is none.
+fn worst(breakers: Vec<BreakerStanding>) -> f64 {
+    let worst = breakers.iter().map(|breaker| breaker.position).max();
+    f64::from(worst.unwrap_or(BreakerPosition::Closed).number())
 }
 
 fn breaker_limits(config: &Config) -> Limits {

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::breaker::{BreakerPosition, BreakerStanding};
 use crate::check::{Checker, order_key};
 use crate::delivery::{Delivery, Receipt};
 use crate::error::BusError;
 use crate::fill::{Filler, Ready};
 use crate::log::{Log, Seat};
-use crate::metrics::{Consumed, Metrics};
+use crate::metrics::{BreakerName, Consumed, Metrics};
 use crate::shared::{Names, Pulse};
 use crate::stream::Stream;
 use crate::work::Work;
@@ -86,11 +87,25 @@ pub(crate) struct Post {
     pub(crate) claim_idle: Duration,
     /// When heartbeat and renewals were last given, by the consumer or by the housekeeping.
     pub(crate) renewed: Mutex<Instant>,
+    /// Where the consumer's breaker stands.
+    pub(crate) breaker: Mutex<BreakerPosition>,
     pub(crate) names: Arc<Names>,
     pub(crate) pulse: Arc<Pulse>,
 }
 
 impl Post {
+    /// Where the consumer's breaker stands.
+    pub(crate) fn breaker(&self) -> BreakerStanding {
+        let position = *self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        BreakerStanding { name: format!("consume_{}.{}", self.stream, self.seat.group), position }
+    }
+
+    /// Takes note of where the consumer's breaker stands, in the metrics too.
+    pub(crate) fn show_breaker(&self, position: BreakerPosition) {
+        *self.breaker.lock().unwrap_or_else(PoisonError::into_inner) = position;
+        self.metrics.show_breaker(BreakerName::Consume(self.stream), position);
+    }
+
     /// Renews what this consumer holds, when it is time for that.
     pub(crate) async fn renew(&self) -> Result<(), BusError> {
         {

@@ -16,7 +16,7 @@ use crate::consumer::{Post, Role};
 use crate::entry::{EntryId, RawEntry};
 use crate::error::{BusError, LogError};
 use crate::log::{NonceClaim, Reader};
-use crate::metrics::{BreakerName, Consumed};
+use crate::metrics::Consumed;
 
 /// Longest time between two looks at the group: heartbeat, lost consumers.
 const TICK_MAX: Duration = Duration::from_secs(1);
@@ -301,7 +301,6 @@ impl Filler {
     }
 
     fn show_breaker(&self) {
-        let name = BreakerName::Consume(self.post.stream);
-        self.post.metrics.show_breaker(name, self.breaker.position());
+        self.post.show_breaker(self.breaker.position());
     }
 }

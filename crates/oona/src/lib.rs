@@ -33,6 +33,7 @@ mod stream;
 mod takeover;
 mod work;
 
+pub use breaker::{BreakerPosition, BreakerStanding};
 pub use bus::Bus;
 pub use check::Refusal;
 pub use config::{Config, ConfigFault, LogChoice, LogKind, StreamNames};

@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::breaker::Position;
+use crate::breaker::BreakerPosition;
 use crate::check::Refusal;
 use crate::stream::Stream;
 
@@ -203,8 +203,8 @@ impl Metrics {
                 drop(family.get_or_create(&label));
             }
         }
-        self.show_breaker(BreakerName::Publish, Position::Closed);
-        self.show_breaker(BreakerName::PublishUrgent, Position::Closed);
+        self.show_breaker(BreakerName::Publish, BreakerPosition::Closed);
+        self.show_breaker(BreakerName::PublishUrgent, BreakerPosition::Closed);
     }
 
     /// Metrics that nobody reads, for tests and one-shot commands.
@@ -303,11 +303,11 @@ impl Metrics {
         self.lag.get_or_create(&labels).set(number(lag));
     }
 
-    pub(crate) fn show_breaker(&self, name: BreakerName, position: Position) {
+    pub(crate) fn show_breaker(&self, name: BreakerName, position: BreakerPosition) {
         let number = match position {
-            Position::Closed => 0,
-            Position::HalfOpen => 1,
-            Position::Open => 2,
+            BreakerPosition::Closed => 0,
+            BreakerPosition::HalfOpen => 1,
+            BreakerPosition::Open => 2,
         };
         self.breaker_state.get_or_create(&BreakerLabel { name }).set(number);
     }

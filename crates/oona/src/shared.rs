@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::breaker::{Breaker, Limits};
+use crate::breaker::{Breaker, BreakerStanding, Limits};
 use crate::log::Seat;
 use crate::metrics::{BreakerName, Metrics};
 use crate::stream::Stream;
@@ -70,6 +70,14 @@ impl Pulse {
             self.metrics.show_breaker(name, breaker.position());
         }
         done
+    }
+
+    /// Where both breakers stand.
+    pub(crate) fn standings(&self) -> [BreakerStanding; 2] {
+        [("publish", false), ("publish_emergency", true)].map(|(name, urgent)| BreakerStanding {
+            name: name.to_owned(),
+            position: self.breaker(urgent, |breaker| breaker.position()),
+        })
     }
 
     pub(crate) fn log_is_alive(&self) {

@@ -170,6 +170,13 @@ impl Metrics {
         self.conservative.set(i64::from(conservative));
     }
 
+    /// Where the forge's breaker stands.
+    pub fn breaker_state(&self) -> CircuitBreakerState {
+        let number = i32::try_from(self.breaker_state.get()).ok();
+        let state = number.and_then(|number| CircuitBreakerState::try_from(number).ok());
+        state.unwrap_or(CircuitBreakerState::CircuitStateUnknown)
+    }
+
     pub(crate) fn breaker_opened(&self) {
         self.breaker_opened.inc();
     }
@@ -260,7 +267,9 @@ mod tests {
         metrics.ended(Ended::Compiled, 1);
         metrics.ended(Ended::Found, 0);
         metrics.ended(Ended::Failed, 2);
+        assert_eq!(metrics.breaker_state(), CircuitBreakerState::CircuitStateClosed);
         metrics.breaker(CircuitBreakerState::CircuitStateOpen, 3, true);
+        assert_eq!(metrics.breaker_state(), CircuitBreakerState::CircuitStateOpen);
         for (name, expected) in [
             ("tezzeret.compilation.total", 2.0),
             ("tezzeret.compilation.failed_attempts", 1.0),

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use leyline::wire::MessagePriority;
-use oona::{Bus, BusError, Config, LogChoice, LogError, Metrics, PublishError, Stream};
+use oona::{
+    BreakerPosition, Bus, BusError, Config, LogChoice, LogError, Metrics, PublishError, Stream,
+};
 
 use crate::rig::*;
 
@@ -50,6 +52,10 @@ async fn a_server_that_comes_back_is_used_again_at_once() {
     publish(&bus, &state("run", 1)).await;
     recv(&mut reader).await.ack().await.unwrap();
 
+    let consuming = format!("consume_normal.{GROUP}");
+    assert_eq!(position(&bus, "publish"), BreakerPosition::Closed);
+    assert_eq!(position(&bus, &consuming), BreakerPosition::Closed);
+
     rig.server.as_mut().unwrap().kill();
     let message = state("run", 2);
     let mut failures = 0;
@@ -63,6 +69,10 @@ async fn a_server_that_comes_back_is_used_again_at_once() {
         }
     }
     assert_eq!(failures, 3, "the breaker opens after three failures");
+    assert_eq!(position(&bus, "publish"), BreakerPosition::Open);
+    assert_eq!(position(&bus, "publish_emergency"), BreakerPosition::Closed);
+    let points = std::collections::BTreeMap::from_iter(bus.points());
+    assert_eq!(points["oona.publish_breaker_state"], 2.0);
 
     rig.server.as_mut().unwrap().restart();
     let back = Instant::now();
@@ -80,6 +90,14 @@ async fn a_server_that_comes_back_is_used_again_at_once() {
     assert!(back.elapsed() < Duration::from_secs(5), "took {:?}", back.elapsed());
     assert_eq!(epoch(&delivery), 2);
     delivery.ack().await.unwrap();
+    assert_eq!(position(&bus, "publish"), BreakerPosition::Closed);
+    drop(reader);
+    assert!(bus.breakers().iter().all(|breaker| breaker.name != consuming), "it is gone");
+}
+
+fn position(bus: &Bus, name: &str) -> BreakerPosition {
+    let breakers = bus.breakers();
+    breakers.iter().find(|breaker| breaker.name == name).unwrap().position
 }
 
 #[tokio::test]
