@@ -1,7 +1,7 @@
 //! `weatherlight status` and `weatherlight workers`: asking a running service.
 
 use clap::{Args, Subcommand};
-use nissa::{Health, SystemMode, WorkerState};
+use nissa::{BreakerState, Health, SystemMode, WorkerState};
 use serde::Deserialize;
 
 use super::failure::Failure;
@@ -77,6 +77,9 @@ pub(super) fn status(global: &Global, options: &StatusOptions) -> Result<u8, Fai
         }
         table::print(&rows.to_string());
     }
+    if !health.breakers.is_empty() {
+        table::print(&breakers(&health));
+    }
     Ok(0)
 }
 
@@ -136,6 +139,19 @@ fn workers(health: &Health) -> String {
     rows.to_string()
 }
 
+fn breakers(health: &Health) -> String {
+    let mut rows = table::with_columns(&["breaker", "state"]);
+    for breaker in &health.breakers {
+        let state = match breaker.state {
+            BreakerState::Closed => "closed",
+            BreakerState::HalfOpen => "half-open",
+            BreakerState::Open => "open",
+        };
+        rows.add_row([breaker.name.as_str(), state]);
+    }
+    rows.to_string()
+}
+
 fn restart(settings: &EsperSettings, name: &str) -> Result<u8, Failure> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if !name.chars().all(is_plain) {
@@ -154,4 +170,24 @@ fn restart(settings: &EsperSettings, name: &str) -> Result<u8, Failure> {
         return Ok(0);
     }
     Err(Failure::unavailable(format!("refused ({}): {}", answer.status, answer.body.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use nissa::BreakerHealth;
+
+    use super::*;
+
+    #[test]
+    fn every_breaker_has_a_line() {
+        let breaker = |name: &str, state| BreakerHealth { name: name.to_owned(), state };
+        let breakers_found = vec![
+            breaker("oona.publish", BreakerState::Open),
+            breaker("tezzeret.forge", BreakerState::HalfOpen),
+        ];
+        let text = breakers(&Health { breakers: breakers_found, ..Health::booting("1", "redis") });
+        let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap();
+        assert!(line("oona.publish").contains("open"), "{text}");
+        assert!(line("tezzeret.forge").contains("half-open"), "{text}");
+    }
 }

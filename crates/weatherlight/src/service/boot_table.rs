@@ -140,7 +140,7 @@ fn probe(parts: &Parts) -> Build {
             bus: parts.bus.clone(),
             picture: parts.bus_picture.clone(),
             health: parts.health.clone(),
-            metrics: parts.metrics.own.clone(),
+            metrics: parts.metrics.clone(),
             heartbeat: context.heartbeat,
         };
         probe.run(context.stop)

@@ -104,7 +104,10 @@ impl AllMetrics {
         points.extend(self.tezzeret.snapshot());
         points.extend(self.tamiyo.points());
         let counted = bus.points().into_iter();
-        points.extend(counted.map(|(name, value)| super::telemetry::point(name, value, "count")));
+        points.extend(counted.map(|(name, value)| {
+            let unit = if name.ends_with("_state") { "state" } else { "count" };
+            super::telemetry::point(name, value, unit)
+        }));
         points
     }
 }

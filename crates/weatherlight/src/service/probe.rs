@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use nissa::LaneHealth;
-use oona::{Bus, BusError, Heartbeat, Stream};
+use leyline::wire::CircuitBreakerState;
+use nissa::{BreakerHealth, BreakerState, LaneHealth};
+use oona::{BreakerPosition, Bus, BusError, Heartbeat, Stream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::OwnMetrics;
+use super::metrics::AllMetrics;
 use super::parts::GROUP;
 use crate::supervisor::BusPicture;
 
@@ -28,8 +29,8 @@ pub struct Probe {
     pub picture: watch::Sender<BusPicture>,
     /// The supervisor's picture, copied into the metrics.
     pub health: nissa::HealthSource,
-    /// Where it is copied to.
-    pub metrics: OwnMetrics,
+    /// Where it is copied to, and where the forge's breaker shows.
+    pub metrics: AllMetrics,
     /// Sign of life.
     pub heartbeat: Heartbeat,
 }
@@ -49,7 +50,7 @@ impl Probe {
                 Err(_) => (Some(format!("no answer within {ANSWER_TIMEOUT:?}")), Vec::new()),
             };
             self.show(failure, lanes);
-            self.metrics.show(&self.health.borrow());
+            self.metrics.own.show(&self.health.borrow());
             self.heartbeat.beat("wait");
             tokio::select! {
                 biased;
@@ -70,6 +71,28 @@ impl Probe {
         Ok(lanes)
     }
 
+    /// Every breaker of this process that guards something for all runs. Needs no answer of the log.
+    fn breakers(&self) -> Vec<BreakerHealth> {
+        let forge = match self.metrics.tezzeret.breaker_state() {
+            // What it begins with, until the forge has reported.
+            CircuitBreakerState::CircuitStateUnknown | CircuitBreakerState::CircuitStateClosed => {
+                BreakerState::Closed
+            }
+            CircuitBreakerState::CircuitStateOpen => BreakerState::Open,
+            CircuitBreakerState::CircuitStateHalfOpen => BreakerState::HalfOpen,
+        };
+        let mut breakers = vec![BreakerHealth { name: "tezzeret.forge".to_owned(), state: forge }];
+        breakers.extend(self.bus.breakers().into_iter().map(|breaker| {
+            let state = match breaker.position {
+                BreakerPosition::Closed => BreakerState::Closed,
+                BreakerPosition::Open => BreakerState::Open,
+                BreakerPosition::HalfOpen => BreakerState::HalfOpen,
+            };
+            BreakerHealth { name: format!("oona.{}", breaker.name), state }
+        }));
+        breakers
+    }
+
     /// Keeps the last known backlog while the log is silent, and logs the change only.
     fn show(&self, failure: Option<String>, lanes: Vec<LaneHealth>) {
         let was_silent = self.picture.borrow().failure.is_some();
@@ -78,11 +101,54 @@ impl Probe {
             None if was_silent => tracing::info!("the log answers again"),
             _ => {}
         }
+        let breakers = self.breakers();
         self.picture.send_modify(|picture| {
+            picture.breakers = breakers;
             if failure.is_none() {
                 picture.lanes = lanes;
             }
             picture.failure = failure;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nissa::Health;
+    use oona::ConsumerSpec;
+
+    use super::*;
+    use crate::service::parts::open_bus;
+    use crate::settings::{Sources, resolve};
+
+    #[tokio::test]
+    async fn it_shows_every_breaker() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = format!("WEATHERLIGHT_STATE_DIR={}", directory.path().display());
+        let secret = "ESPER_LEYLINE_SECRET=a secret of the tests, long enough".to_owned();
+        let sources = Sources { overrides: vec![state, secret], ..Sources::default() };
+        let settings = resolve(&sources).unwrap().settings;
+        let (metrics, _) = AllMetrics::register();
+        let bus = open_bus(&settings, &metrics).await.unwrap();
+        let _consumer = bus.consumer(ConsumerSpec::new(Stream::KernelRequests, GROUP));
+
+        let picture = watch::Sender::new(BusPicture::default());
+        let mut seen = picture.subscribe();
+        let health = watch::Sender::new(Health::booting("1", "embedded")).subscribe();
+        let probe = Probe { bus, picture, health, metrics, heartbeat: Heartbeat::detached() };
+        let stop = CancellationToken::new();
+        let looking = async {
+            seen.changed().await.unwrap();
+            stop.cancel();
+            seen.borrow().clone()
+        };
+        let (ended, picture) = tokio::join!(probe.run(stop.clone()), looking);
+        ended.unwrap();
+
+        assert_eq!(picture.failure, None);
+        let names: Vec<&str> = picture.breakers.iter().map(|b| b.name.as_str()).collect();
+        let consume = "oona.consume_kernel_requests.weatherlight";
+        assert_eq!(names, ["tezzeret.forge", consume, "oona.publish", "oona.publish_emergency"]);
+        assert!(picture.breakers.iter().all(|breaker| breaker.state == BreakerState::Closed));
     }
 }

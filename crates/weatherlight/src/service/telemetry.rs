@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use leyline::Message;
 use leyline::time::{now_unix_ms, timestamp};
 use leyline::wire::{
-    HealthStatus, MessagePriority, MetricPoint, SystemHealth, TelemetryLevel, TelemetryPacket,
+    CircuitBreakerState, HealthStatus, MessagePriority, MetricPoint, SystemHealth, TelemetryLevel,
+    TelemetryPacket,
 };
-use nissa::{Health, HealthSource, SystemMode, WorkerState};
+use nissa::{BreakerState, Health, HealthSource, SystemMode, WorkerState};
 use oona::{Bus, Heartbeat, PublishError, Stream};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -213,6 +214,15 @@ fn own_points(
         points.push(point(name("restarts"), worker.restarts as f64, "count"));
         points.push(point(name("backoff_seconds"), worker.backoff_s, "s"));
     }
+    for breaker in &health.breakers {
+        let state = match breaker.state {
+            BreakerState::Closed => CircuitBreakerState::CircuitStateClosed,
+            BreakerState::Open => CircuitBreakerState::CircuitStateOpen,
+            BreakerState::HalfOpen => CircuitBreakerState::CircuitStateHalfOpen,
+        };
+        let name = format!("weatherlight.breaker.{}.state", breaker.name);
+        points.push(point(name, f64::from(state as i32), "state"));
+    }
     points
 }
 
@@ -243,7 +253,7 @@ fn restarts(health: &Health) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nissa::WorkerHealth;
+    use nissa::{BreakerHealth, WorkerHealth};
 
     fn health(state: WorkerState) -> Health {
         let worker = WorkerHealth {
@@ -257,7 +267,9 @@ mod tests {
             last_phase: None,
             depends_on: vec![],
         };
-        Health { workers: vec![worker], ..Health::booting("1", "embedded") }
+        let forge = BreakerHealth { name: "tezzeret.forge".into(), state: BreakerState::HalfOpen };
+        let breakers = vec![forge];
+        Health { workers: vec![worker], breakers, ..Health::booting("1", "embedded") }
     }
 
     fn value(packet: &TelemetryPacket, name: &str) -> f64 {
@@ -276,6 +288,7 @@ mod tests {
         assert_eq!(value(&packet, "weatherlight.tasks.running"), 1.0);
         assert_eq!(value(&packet, "weatherlight.restarts_total"), 2.0);
         assert_eq!(value(&packet, "weatherlight.worker.urza.prefetch.running"), 1.0);
+        assert_eq!(value(&packet, "weatherlight.breaker.tezzeret.forge.state"), 3.0);
         assert_eq!(value(&packet, "weatherlight.emergency.last_detect_ms_ago"), -1.0);
         assert_eq!(packet.system_health.as_ref().unwrap().summary, "steady");
         assert_eq!(priority(&packet), MessagePriority::Normal);
