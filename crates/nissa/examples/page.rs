@@ -365,6 +365,7 @@ fn health(scene: &str, beat_ms: u64) -> Health {
                 restarts: if error.is_some() { 6 } else { u64::from(index == 8) },
                 backoff_s: if state == WorkerState::BackingOff { 7.5 } else { 0.0 },
                 last_error: error.map(str::to_owned),
+                recent_restarts: Vec::new(),
                 heartbeat_age_ms: Some((beat_ms + index as u64 * 83) % 1000),
                 last_phase: Some((*phase).to_owned()),
                 depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),

@@ -49,6 +49,15 @@ pub enum WorkerState {
     Stopped,
 }
 
+/// One end of a worker while the service ran, after which it was restarted or parked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecentRestart {
+    /// When, in seconds since the process began, as [`Health::uptime_s`] counts.
+    pub uptime_s: f64,
+    /// Why it ended.
+    pub reason: String,
+}
+
 /// One worker as the supervisor sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerHealth {
@@ -64,6 +73,8 @@ pub struct WorkerHealth {
     pub backoff_s: f64,
     /// Why it last ended, if it ever did.
     pub last_error: Option<String>,
+    /// Its latest ends, oldest first; at most ten.
+    pub recent_restarts: Vec<RecentRestart>,
     /// Milliseconds since its last heartbeat; `None` before the first.
     pub heartbeat_age_ms: Option<u64>,
     /// What it said it was doing at its last heartbeat.

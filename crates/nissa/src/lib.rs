@@ -35,8 +35,8 @@ pub use control::{
 };
 pub use error::{HttpError, IngestError};
 pub use health::{
-    BreakerHealth, BreakerState, Health, HealthSource, LaneHealth, ProcessPhase, SystemMode,
-    WorkerHealth, WorkerState,
+    BreakerHealth, BreakerState, Health, HealthSource, LaneHealth, ProcessPhase, RecentRestart,
+    SystemMode, WorkerHealth, WorkerState,
 };
 pub use http::Http;
 pub use ingest::{Ingest, STREAMS};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use nissa::{
-    BreakerHealth, BreakerState, ControlRefused, Health, HttpConfig, LaneHealth, SystemMode, Token,
-    WorkerHealth, WorkerState,
+    BreakerHealth, BreakerState, ControlRefused, Health, HttpConfig, LaneHealth, RecentRestart,
+    SystemMode, Token, WorkerHealth, WorkerState,
 };
 
 use crate::support::{ask, get, healthy, serve};
@@ -55,6 +55,7 @@ async fn health_is_the_whole_picture() {
             restarts: 4,
             backoff_s: 2.5,
             last_error: Some("disk full".to_owned()),
+            recent_restarts: vec![RecentRestart { uptime_s: 12.5, reason: "disk full".to_owned() }],
             heartbeat_age_ms: None,
             last_phase: Some("compiling".to_owned()),
             depends_on: vec!["urza".to_owned()],
@@ -69,6 +70,8 @@ async fn health_is_the_whole_picture() {
         let json = answer.json();
         assert_eq!(json["system_mode"], "degraded");
         assert_eq!(json["workers"][0]["state"], "backing_off");
+        assert_eq!(json["workers"][0]["recent_restarts"][0]["uptime_s"], 12.5);
+        assert_eq!(json["workers"][0]["recent_restarts"][0]["reason"], "disk full");
         assert_eq!(json["alerts_active"], 0);
         let read: Health = serde_json::from_str(&answer.body).unwrap();
         assert_eq!(Health { at: picture.at, ..read }, picture);

@@ -263,6 +263,7 @@ mod tests {
             restarts: 2,
             backoff_s: 0.5,
             last_error: None,
+            recent_restarts: vec![],
             heartbeat_age_ms: None,
             last_phase: None,
             depends_on: vec![],

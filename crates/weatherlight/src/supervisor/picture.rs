@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use nissa::{
-    BreakerHealth, Health, LaneHealth, ProcessPhase, SystemMode, WorkerHealth, WorkerState,
+    BreakerHealth, Health, LaneHealth, ProcessPhase, RecentRestart, SystemMode, WorkerHealth,
+    WorkerState,
 };
 use oona::Heartbeat;
 use tokio::time::Instant;
 
-use super::core::{Core, Criticality, Life, Worker};
+use super::core::{Cause, Core, Criticality, Life, Worker};
 
 /// What the probe last saw of the bus.
 #[derive(Debug, Clone, Default)]
@@ -77,6 +78,10 @@ fn worker_health(
         Life::Parked => (WorkerState::Parked, Duration::ZERO),
         Life::Stopped => (WorkerState::Stopped, Duration::ZERO),
     };
+    let restart = |(at, cause): &(Duration, Cause)| RecentRestart {
+        uptime_s: at.as_secs_f64(),
+        reason: cause.to_string(),
+    };
     let name_of = |id: &usize| core.workers()[*id].spec.name.to_owned();
     WorkerHealth {
         name: worker.spec.name.to_owned(),
@@ -85,6 +90,7 @@ fn worker_health(
         restarts: worker.restarts,
         backoff_s: backoff.as_secs_f64(),
         last_error: worker.reasons.back().map(|(_, cause)| cause.to_string()),
+        recent_restarts: worker.reasons.iter().map(restart).collect(),
         heartbeat_age_ms: heartbeat
             .map(|heartbeat| u64::try_from(heartbeat.age().as_millis()).unwrap_or(u64::MAX)),
         last_phase: heartbeat.map(|heartbeat| heartbeat.phase().to_owned()),

@@ -129,6 +129,10 @@ async fn a_hopeless_worker_is_parked_and_revived_by_an_operator() {
     let health = service.drive(parked).await;
     assert_eq!(health.system_mode, nissa::SystemMode::Degraded);
     assert!(health.lost[0].contains("a is parked: the disk is gone"), "{:?}", health.lost);
+    let recent = &worker(&health, "a").recent_restarts;
+    assert_eq!(recent.len() as u64, worker(&health, "a").restarts + 1, "{recent:?}");
+    assert!(recent.iter().all(|restart| restart.reason == "the disk is gone"), "{recent:?}");
+    assert!(recent.is_sorted_by(|a, b| a.uptime_s < b.uptime_s), "{recent:?}");
     assert!(health.ready, "a parked worker that is not critical leaves the service ready");
 
     broken.store(false, Ordering::Relaxed);
@@ -138,10 +142,12 @@ async fn a_hopeless_worker_is_parked_and_revived_by_an_operator() {
         control.ask("a".into(), WorkerAction::Restart).await.unwrap();
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        () = asking => {}
-        _ = service.drive(|health| worker(health, "a").state == WorkerState::Running) => {}
-    }
+    let health = tokio::select! {
+        () = asking => unreachable!("it asks for ever"),
+        health = service.drive(|health| worker(health, "a").state == WorkerState::Running) => health,
+    };
+    let last = worker(&health, "a").recent_restarts.last().unwrap();
+    assert_eq!(last.reason, "restarted by an operator");
     assert_eq!(service.end().await, Exit::Clean);
 }
 
