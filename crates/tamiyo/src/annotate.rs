@@ -12,9 +12,9 @@ use crate::risk::{Action, Assessment, Happening};
 use crate::signals::Coverage;
 
 /// Coverage at or below which the inputs are too poor to act on.
-const COVERAGE_CRITICAL: f32 = 0.10;
+const COVERAGE_CRITICAL: f64 = 0.10;
 /// Coverage below which it is worth a word.
-const COVERAGE_LOW: f32 = 0.30;
+const COVERAGE_LOW: f64 = 0.30;
 
 pub(crate) fn coverage_event(coverage: Coverage, assessment: &mut Assessment) {
     let level = match coverage.mean() {
@@ -215,13 +215,9 @@ pub(crate) fn points(findings: &Findings<'_>) -> Vec<MetricPoint> {
         ("tamiyo.inference.latency_ms", single(signals.decision_ms), "ms"),
         ("tamiyo.policy.risk_index", Some(findings.risk_index as f64), "index"),
         ("tamiyo.policy.risk_score", single(facts.score), "score"),
-        ("tamiyo.gnn.feature_coverage", single(Some(findings.coverage.mean())), "ratio"),
-        (
-            "tamiyo.gnn.feature_coverage.node.global",
-            single(Some(findings.coverage.global)),
-            "ratio",
-        ),
-        ("tamiyo.gnn.feature_coverage.node.seed", single(Some(findings.coverage.seed)), "ratio"),
+        ("tamiyo.gnn.feature_coverage", Some(findings.coverage.mean()), "ratio"),
+        ("tamiyo.gnn.feature_coverage.node.global", Some(findings.coverage.global), "ratio"),
+        ("tamiyo.gnn.feature_coverage.node.seed", Some(findings.coverage.seed), "ratio"),
         ("tamiyo.selection.seed_index", choice.map(|c| c.seed_index as f64), "index"),
         ("tamiyo.selection.seed_score", choice.map(|c| f64::from(c.seed_score)), "score"),
         ("tamiyo.selection.blueprint_index", choice.map(index), "index"),

@@ -1,14 +1,16 @@
 //! What a state packet says, read once: figures that are there or not there, never zero for absent.
 //!
 //! Keys of `training_metrics` that are read, each optional and, where it is a latency, measured in
-//! the step or epoch *before* this packet: `loss`, `gradient_norm`, `samples_per_s`,
-//! `loss_volatility`, `grad_var`, `grad_conflict_rate`, `optimizer_lr`, `hook_latency_ms`,
-//! `tamiyo_latency_ms` (how long the previous decision took), `step_latency_ms`,
-//! `kasmina.apply_ms`, `kasmina.finalize_ms`, `kasmina.isolation.violations` (a running count),
-//! `gpu_util_percent`, `gpu_mem_free_gb`, `cpu_util_percent`.
+//! the step or epoch *before* this packet: `loss`, `validation_loss` (only whether it is there; its
+//! value is the packet's own field), `gradient_norm`, `samples_per_s`, `loss_volatility`, `grad_var`,
+//! `grad_conflict_rate`, `optimizer_lr`, `hook_latency_ms`, `tamiyo_latency_ms` (how long the previous
+//! decision took), `step_latency_ms`, `kasmina.apply_ms`, `kasmina.finalize_ms`,
+//! `kasmina.isolation.violations` (a running count), `gpu_util_percent`, `gpu_mem_free_gb`,
+//! `cpu_util_percent`.
 //!
 //! Keys of a seed's `metrics`: [`EFFECT`], [`STAGE_EPOCHS`], [`ACTIVATION_VARIANCE`], [`PAUSED`].
 
+use leyline::Stage;
 use leyline::wire::{SeedState, SystemStatePacket};
 
 use crate::weights::STATE_FEATURES;
@@ -109,13 +111,14 @@ impl Signals {
     }
 }
 
-/// How much of what the policy could use was supplied, by kind of node, each from 0 to 1.
+/// How much of what the policy could use was supplied, by kind of node, each from 0 to 1. Shares are
+/// `f64`, so that 7 of 10 are no less than a limit of 0.7.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Coverage {
     /// Figures of the run.
-    pub global: f32,
-    /// Figures of the seeds.
-    pub seed: f32,
+    pub global: f64,
+    /// Figures of the seeds: of those that a seed has at its stage.
+    pub seed: f64,
 }
 
 impl Coverage {
@@ -124,33 +127,78 @@ impl Coverage {
         let metric = |key: &str| state.training_metrics.contains_key(key);
         let global = [
             metric("loss") || state.training_loss != 0.0,
-            state.validation_loss != 0.0,
+            metric("validation_loss") || state.validation_loss != 0.0,
             metric("gradient_norm"),
             metric("samples_per_s"),
             metric("hook_latency_ms"),
         ];
-        let known = |seed: &SeedState| {
-            let fields = [
-                seed.stage != 0,
-                seed.gradient_norm != 0.0,
-                seed.learning_rate != 0.0,
-                seed.layer_depth != 0,
-                seed.age_epochs != 0,
-            ];
-            share(&fields)
-        };
-        let seeds: f32 = state.seed_states.iter().map(known).sum();
-        let count = state.seed_states.len().max(1) as f32;
+        let seeds: f64 = state.seed_states.iter().map(seed_share).sum();
+        let count = state.seed_states.len().max(1) as f64;
         Self { global: share(&global), seed: seeds / count }
     }
 
     /// Mean of the kinds that are there at all.
-    pub fn mean(self) -> f32 {
-        let there: Vec<f32> = [self.global, self.seed].into_iter().filter(|c| *c > 0.0).collect();
-        if there.is_empty() { 0.0 } else { there.iter().sum::<f32>() / there.len() as f32 }
+    pub fn mean(self) -> f64 {
+        let there: Vec<f64> = [self.global, self.seed].into_iter().filter(|c| *c > 0.0).collect();
+        if there.is_empty() { 0.0 } else { there.iter().sum::<f64>() / there.len() as f64 }
     }
 }
 
-fn share(there: &[bool]) -> f32 {
-    there.iter().filter(|there| **there).count() as f32 / there.len() as f32
+/// What is there of the figures that a seed has at its stage. An empty slot has neither gradient nor
+/// learning rate nor age: to miss them would call every host poorly observed until it has grown.
+fn seed_share(seed: &SeedState) -> f64 {
+    let known = [seed.stage != 0, seed.layer_depth != 0];
+    let grown = [seed.age_epochs != 0];
+    let trained = [seed.gradient_norm != 0.0, seed.learning_rate != 0.0];
+    let figures: Vec<bool> = match Stage::try_from(seed.stage) {
+        Ok(
+            Stage::Dormant
+            | Stage::Culled
+            | Stage::Embargoed
+            | Stage::Resetting
+            | Stage::Terminated,
+        ) => known.to_vec(),
+        Ok(Stage::Germinated | Stage::Fossilized) => [&known[..], &grown].concat(),
+        // Of a stage that was not told, everything is missed.
+        Ok(Stage::Training | Stage::Blending | Stage::Shadowing | Stage::Probationary) | Err(_) => {
+            [&known[..], &grown, &trained].concat()
+        }
+    };
+    share(&figures)
+}
+
+fn share(there: &[bool]) -> f64 {
+    there.iter().filter(|there| **there).count() as f64 / there.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seed(stage: Stage) -> SeedState {
+        SeedState { stage: stage.wire() as i32, layer_depth: 1, ..SeedState::default() }
+    }
+
+    #[test]
+    fn an_empty_slot_misses_nothing() {
+        for stage in [Stage::Dormant, Stage::Culled, Stage::Embargoed, Stage::Resetting] {
+            assert_eq!(seed_share(&seed(stage)), 1.0, "{stage:?}");
+        }
+    }
+
+    #[test]
+    fn a_seed_that_trains_misses_what_is_not_told() {
+        let silent = seed(Stage::Training);
+        assert_eq!(seed_share(&silent), 0.4);
+        let told = SeedState { gradient_norm: 0.1, learning_rate: 0.01, age_epochs: 3, ..silent };
+        assert_eq!(seed_share(&told), 1.0);
+        assert_eq!(seed_share(&SeedState { stage: 99, ..told }), 1.0);
+        assert_eq!(seed_share(&SeedState::default()), 0.0);
+    }
+
+    #[test]
+    fn seven_tenths_are_not_below_seven_tenths() {
+        let coverage = Coverage { global: 1.0, seed: share(&[true, true, false, false, false]) };
+        assert!(coverage.mean() >= 0.7, "{}", coverage.mean());
+    }
 }

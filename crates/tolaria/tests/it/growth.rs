@@ -117,6 +117,20 @@ fn state_commands_and_reports_are_told() {
     assert_eq!(served.progress.epoch as usize, outcome.history.len());
 }
 
+/// Below 0.7 the observatory would raise an alert, in a run in which nothing is wrong.
+#[test]
+fn the_policy_sees_what_it_can_from_the_first_packet_on() {
+    let served = run(Source::Xor, 2);
+    let mut shares = Vec::new();
+    for sent in &served.sent {
+        let Message::Telemetry(packet) = &sent.message else { continue };
+        let points = packet.metrics.iter();
+        let coverage = points.filter(|point| point.name == "tamiyo.gnn.feature_coverage");
+        shares.extend(coverage.map(|point| point.value));
+    }
+    assert!(shares.len() > 1 && shares.iter().all(|share| *share >= 0.7), "{shares:?}");
+}
+
 #[test]
 fn the_report_stands_alone_and_escapes() {
     let mut prepared = Prepared::load(config(Source::Xor, 1)).unwrap();
