@@ -52,6 +52,9 @@ pub enum BenchError {
     /// A training step.
     #[error("the training step cannot be measured")]
     Training(#[from] training::StepError),
+    /// The engine alone.
+    #[error("the engine cannot be measured")]
+    Engine(#[from] kernel::bench::BenchError),
 }
 
 /// Measures everything. `redis_url` names a Redis that nothing else uses; without one the embedded
@@ -62,7 +65,23 @@ pub enum BenchError {
 pub async fn run(redis_url: Option<&str>) -> Result<Vec<Figure>, BenchError> {
     let mut figures = bus::measure(redis_url).await?;
     figures.extend(training::measure()?);
+    figures.extend(engine()?);
     Ok(figures)
+}
+
+/// The engine's own workloads, by the plan; the baseline is the plain interpreter. The targets are
+/// the design's hand-made plans: 28,000 and 460 steps a second on one core.
+fn engine() -> Result<[Figure; 2], kernel::bench::BenchError> {
+    let mlp = kernel::bench::mlp_step(5_000, 200)?;
+    let convolution = kernel::bench::conv_gradients(200, 5)?;
+    let figure = |name, measured: kernel::bench::Comparison, target| {
+        let us = |span: Duration| span.as_secs_f64() * 1e6;
+        Figure::new(name, "us", us(measured.plan), us(measured.interpreter), target)
+    };
+    Ok([
+        figure("engine_mlp_step", mlp, 1e6 / 28_000.0),
+        figure("engine_convolution_gradients", convolution, 1e6 / 460.0),
+    ])
 }
 
 fn milliseconds(span: Duration) -> f64 {
