@@ -38,6 +38,8 @@ pub(crate) struct Figures {
     pub(crate) apply_ms: Option<f32>,
     pub(crate) finalize_ms: Option<f32>,
     pub(crate) violations: u32,
+    /// Numbers in the host's own parameters, and in all the host sees.
+    pub(crate) parameters: [usize; 2],
 }
 
 /// The state packet of an epoch.
@@ -61,6 +63,8 @@ pub(crate) fn state(figures: &Figures, seeds: Vec<SeedState>) -> SystemStatePack
         ("kasmina.finalize_ms", figures.finalize_ms),
         ("kasmina.isolation.violations", Some(figures.violations as f32)),
         ("epochs_total", Some(figures.epochs_total as f32)),
+        ("host_parameters", Some(figures.parameters[0] as f32)),
+        ("grown_parameters", Some(figures.parameters[1] as f32)),
     ];
     let training_metrics: BTreeMap<String, f32> = entries
         .into_iter()

@@ -125,9 +125,14 @@ impl Board {
             if self.alerts.watches(name) {
                 notifications.extend(self.alerts.sample(now, &source, name, 1.0));
             }
+            let severity = event.level().into();
+            // The policy tells its risk at every decision; a row for each would push out what happened.
+            if name == "policy_risk_signal" && severity == Severity::Info {
+                continue;
+            }
             self.events.push(Event {
                 at_ms,
-                severity: event.level().into(),
+                severity,
                 source: source.clone(),
                 name: name.to_owned(),
                 text: in_words(&event.attributes),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use leyline::Message;
 use leyline::wire::{
     KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, SeedLifecycleStage, SeedState,
-    SystemStatePacket, TelemetryEvent, TelemetryPacket,
+    SystemStatePacket, TelemetryEvent, TelemetryLevel, TelemetryPacket,
 };
 use tokio::time::Instant;
 
@@ -166,6 +166,19 @@ fn events_are_bounded_in_number_and_length() {
     say(&mut board, 1, packet);
     assert_eq!(board.events.iter().count(), 200);
     assert!(board.events.iter().all(|event| event.text.chars().count() <= 401));
+}
+
+#[test]
+fn a_risk_told_at_every_decision_fills_no_list_unless_it_is_serious() {
+    let mut board = board();
+    let event = |level: TelemetryLevel| TelemetryEvent {
+        description: "policy_risk_signal".to_owned(),
+        level: level.into(),
+        ..TelemetryEvent::default()
+    };
+    let events = vec![event(TelemetryLevel::Info), event(TelemetryLevel::Critical)];
+    say(&mut board, 1, TelemetryPacket { events, ..TelemetryPacket::default() });
+    assert_eq!(board.events.iter().count(), 1);
 }
 
 #[test]

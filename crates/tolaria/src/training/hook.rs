@@ -90,6 +90,7 @@ impl Training {
             apply_ms: self.times.apply_ms,
             finalize_ms: self.times.finalize_ms,
             violations: self.violations,
+            parameters: [self.network.host_parameter_count(), self.network.parameter_count()],
         };
         packet::state(&measured, self.manager.states(self.clock.now()))
     }
