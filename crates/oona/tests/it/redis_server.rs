@@ -33,7 +33,9 @@ impl RedisServer {
     }
 
     fn start_at(port: u16, directory: TempDir) -> Option<Self> {
-        let mut child = Command::new("redis-server")
+        let program = std::env::var_os("WEATHERLIGHT_TEST_REDIS_SERVER");
+        let program = program.unwrap_or_else(|| "redis-server".into());
+        let mut child = Command::new(program)
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no"])
             .arg("--dir")
