@@ -1,45 +1,62 @@
-//! A `redis-server` of one test's own: on a free port, in its own directory, without persistence,
-//! and gone with the test.
+//! A `redis-server` of one test's own: on a port that nobody else is given, in its own directory,
+//! and gone with the test. Without persistence unless asked for.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use tempfile::TempDir;
+
+/// No persistence: the usual case, and the fastest.
+const FORGETFUL: [&str; 4] = ["--save", "", "--appendonly", "no"];
 
 /// A running server; dropping it kills it.
 pub struct RedisServer {
     port: u16,
+    extra: Vec<String>,
+    process: Option<Process>,
+    directory: TempDir,
+}
+
+struct Process {
     child: Child,
     // Kept open: a server whose output nobody takes stops when the pipe is full.
     _output: BufReader<ChildStdout>,
-    directory: TempDir,
 }
 
 impl RedisServer {
     /// Starts a server and waits until it accepts connections.
     pub fn start() -> Self {
-        // Between finding a free port and using it somebody else may take it.
+        Self::start_with(&FORGETFUL)
+    }
+
+    /// The same with these arguments instead of those that switch persistence off; `{dir}` in one of
+    /// them stands for the server's directory.
+    pub fn start_with(extra: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let here = directory.path().to_str().expect("a path of plain text").to_owned();
+        let extra: Vec<String> = extra.iter().map(|word| word.replace("{dir}", &here)).collect();
+        let mut server = Self { port: free_port(), extra, process: None, directory };
         for _ in 0..10 {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            let port = listener.local_addr().expect("an address").port();
-            drop(listener);
-            let directory = tempfile::tempdir().expect("a directory");
-            if let Some(server) = Self::start_at(port, directory) {
+            if server.run() {
                 return server;
             }
+            server.port = free_port();
         }
         panic!("redis-server does not start on any port");
     }
 
-    fn start_at(port: u16, directory: TempDir) -> Option<Self> {
+    /// Starts the process; `false` when it ends before it accepts connections.
+    fn run(&mut self) -> bool {
         let program = std::env::var_os("WEATHERLIGHT_TEST_REDIS_SERVER");
         let program = program.unwrap_or_else(|| "redis-server".into());
         let mut child = Command::new(program)
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--appendonly", "no"])
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(&self.extra)
             .arg("--dir")
-            .arg(directory.path())
+            .arg(self.directory.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -52,13 +69,14 @@ impl RedisServer {
         let mut line = String::new();
         while output.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
             if line.contains("Ready to accept connections") {
-                return Some(Self { port, child, _output: output, directory });
+                self.process = Some(Process { child, _output: output });
+                return true;
             }
             line.clear();
         }
         child.kill().ok();
         child.wait().ok();
-        None
+        false
     }
 
     /// The URL to reach it by.
@@ -67,36 +85,54 @@ impl RedisServer {
     }
 
     /// Its port on 127.0.0.1.
-    #[allow(dead_code)]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Kills it as `kill -9` does; all its data is gone.
+    /// Its process, to be stopped and continued.
     #[allow(dead_code)]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").child.id()
+    }
+
+    /// Where it keeps its files.
+    #[allow(dead_code)]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Kills it as `kill -9` does. What it keeps on disk stays.
     pub fn kill(&mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it ends");
+        if let Some(mut process) = self.process.take() {
+            process.child.kill().ok();
+            process.child.wait().ok();
+        }
     }
 
-    /// Starts it again on the same port, empty.
-    #[allow(dead_code)]
+    /// Starts it again on the same port, with what is on its disk: nothing, without persistence.
     pub fn restart(&mut self) {
-        self.kill_quietly();
-        let directory =
-            std::mem::replace(&mut self.directory, tempfile::tempdir().expect("a directory"));
-        let again = Self::start_at(self.port, directory).expect("the port is still free");
-        *self = again;
-    }
-
-    fn kill_quietly(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+        self.kill();
+        assert!(self.run(), "the port {} is still free", self.port);
     }
 }
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        self.kill_quietly();
+        self.kill();
+    }
+}
+
+/// A port of 127.0.0.1 outside the range from which the system takes ports for outgoing
+/// connections, and never twice in one process: a port found by binding to 0 may be taken again
+/// before the server binds it.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const RANGE: u16 = 12_000;
+    let begin = u16::try_from(std::process::id() % u32::from(RANGE)).unwrap_or(0);
+    loop {
+        let port = 20_000 + (begin + NEXT.fetch_add(1, Ordering::Relaxed) % RANGE) % RANGE;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
