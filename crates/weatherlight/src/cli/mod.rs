@@ -4,9 +4,11 @@
 //! command.
 
 mod bench;
+mod bus;
 mod completions;
 mod config;
 mod demo;
+mod dlq;
 mod doctor;
 mod failure;
 mod kernels;
@@ -133,6 +135,12 @@ pub enum Command {
     /// List the kernels of the library, or compile some
     #[command(subcommand)]
     Kernels(kernels::Command),
+    /// Look at the message bus: live messages, backlogs
+    #[command(subcommand)]
+    Bus(bus::Command),
+    /// Look at the dead letters: what could not be handled
+    #[command(subcommand)]
+    Dlq(dlq::Command),
     /// Measure the bus, a request for a kernel and a training step, each beside its baseline
     ///
     /// On a Redis that nothing else uses when REDIS_URL is set, on an embedded log of its own
@@ -172,6 +180,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Status(options) => workers::status(global, &options),
         Command::Workers(command) => workers::run(global, &command),
         Command::Kernels(command) => kernels::run(global, &command),
+        Command::Bus(command) => bus::run(global, &command),
+        Command::Dlq(command) => dlq::run(global, &command),
         Command::Bench => bench::run(global),
         Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
     }
