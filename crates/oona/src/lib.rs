@@ -23,6 +23,8 @@ mod emergency;
 mod entry;
 mod error;
 mod fill;
+#[doc(hidden)]
+pub mod fuzzing;
 mod heartbeat;
 mod housekeeping;
 mod log;

@@ -15,6 +15,7 @@ use crate::config::{Config, LogChoice, LogKind};
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::{BusError, LogError};
 
+pub(crate) use self::embedded::open_bytes as embedded_file;
 use self::embedded::{EmbeddedLog, EmbeddedReader};
 use self::redis::{RedisLog, RedisReader};
 

@@ -1,6 +1,9 @@
 //! The tables of the file, and how an entry is written into a value.
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, StorageBackend as _, TableDefinition,
+};
 use tokio::time::Instant;
 
 use super::state::{Core, Group, GroupNo, Pending, Stream, StreamNo};
@@ -31,6 +34,22 @@ pub(super) fn key(stream: StreamNo, id: EntryId) -> (u16, u64, u64) {
 
 pub(super) fn id(ms: u64, seq: u64) -> EntryId {
     EntryId { ms, seq }
+}
+
+/// The whole of a file that lies in memory: opened, loaded, every entry decoded.
+pub(super) fn open_memory(bytes: &[u8]) -> Result<(), redb::Error> {
+    let opened = std::panic::catch_unwind(|| {
+        let memory = InMemoryBackend::new();
+        memory.set_len(u64::try_from(bytes.len()).unwrap_or(u64::MAX))?;
+        memory.write(0, bytes)?;
+        let db = Database::builder().create_with_backend(memory)?;
+        load(&db)?;
+        for row in db.begin_read()?.open_table(ENTRIES)?.iter()? {
+            decode(row?.1.value());
+        }
+        Ok(())
+    });
+    opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("its pages contradict each other".into())))
 }
 
 /// Makes the tables if need be and reads the state of all streams and groups.

@@ -79,6 +79,11 @@ impl Shared {
     }
 }
 
+/// Opens these bytes as a log's file and reads all that is in it; says whether they are a log.
+pub(crate) fn open_bytes(bytes: &[u8]) -> bool {
+    file::open_memory(bytes).is_ok()
+}
+
 impl EmbeddedLog {
     /// Opens or makes the file, and locks it for this process.
     pub(crate) async fn open(path: PathBuf, config: &Config) -> Result<Self, BusError> {
