@@ -3,6 +3,7 @@
 
 mod connect;
 mod consume;
+mod link;
 mod reader;
 mod reply;
 mod scripts;
@@ -19,6 +20,7 @@ use crate::entry::EntryId;
 use crate::error::{BusError, LogError};
 use crate::log::GroupInfo;
 
+use self::link::Link;
 pub(crate) use self::reader::RedisReader;
 use self::reply::{entry_id, groups};
 use self::scripts::Scripts;
@@ -31,8 +33,8 @@ struct Inner {
     client: redis::Client,
     /// Address without credentials, for errors.
     address: String,
-    main: ConnectionManager,
-    urgent: ConnectionManager,
+    main: Link,
+    urgent: Link,
     command_timeout: Duration,
     key_prefix: String,
     claim_ttl: Duration,
@@ -49,10 +51,12 @@ impl RedisLog {
     /// Connects and asks for the time: a server that does not answer now is reported now.
     pub(crate) async fn open(url: &str, config: &Config) -> Result<Self, BusError> {
         let (client, address) = connect::client(url)?;
-        let main = connect::manager(&client, config.command_timeout)
-            .map_err(|source| LogError::Unreachable { log: address.clone(), source })?;
-        let urgent = connect::manager(&client, config.command_timeout)
-            .map_err(|source| LogError::Unreachable { log: address.clone(), source })?;
+        let link = || {
+            let (client, command_timeout) = (client.clone(), config.command_timeout);
+            Link::new(move || connect::manager(&client, command_timeout))
+                .map_err(|source| LogError::Unreachable { log: address.clone(), source })
+        };
+        let (main, urgent) = (link()?, link()?);
         let log = Self(Arc::new(Inner {
             client,
             address,
@@ -135,7 +139,7 @@ impl RedisLog {
         cmd: &Cmd,
     ) -> Result<T, LogError> {
         let mut connection = self.connection(urgent);
-        self.bounded(operation, cmd.query_async(&mut connection)).await
+        self.bounded_on(urgent, operation, cmd.query_async(&mut connection)).await
     }
 
     /// Sends a pipeline and waits for all its answers.
@@ -146,24 +150,42 @@ impl RedisLog {
         pipe: &Pipeline,
     ) -> Result<T, LogError> {
         let mut connection = self.connection(urgent);
-        self.bounded(operation, pipe.query_async(&mut connection)).await
+        self.bounded_on(urgent, operation, pipe.query_async(&mut connection)).await
     }
 
     fn connection(&self, urgent: bool) -> ConnectionManager {
-        if urgent { self.0.urgent.clone() } else { self.0.main.clone() }
+        self.link(urgent).manager()
     }
 
+    fn link(&self, urgent: bool) -> &Link {
+        if urgent { &self.0.urgent } else { &self.0.main }
+    }
+
+    /// Waits for an answer on the main connection.
     async fn bounded<T>(
         &self,
         operation: &'static str,
         answer: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, LogError> {
+        self.bounded_on(false, operation, answer).await
+    }
+
+    async fn bounded_on<T>(
+        &self,
+        urgent: bool,
+        operation: &'static str,
+        answer: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, LogError> {
         let after = self.0.command_timeout;
-        match tokio::time::timeout(after, answer).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(source)) => Err(self.fault(operation, source)),
+        let watch = self.link(urgent).watch();
+        let answer = match tokio::time::timeout(after, answer).await {
+            Ok(answer) => answer.map_err(|source| self.fault(operation, source)),
             Err(_) => Err(LogError::TimedOut { operation, after }),
+        };
+        if !matches!(answer, Err(LogError::TimedOut { .. })) {
+            watch.answered();
         }
+        answer
     }
 
     /// What a client error means to the bus.
