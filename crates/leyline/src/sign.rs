@@ -101,6 +101,11 @@ impl Keyring {
         &self.current.id
     }
 
+    /// Which secret is being rotated out, if any.
+    pub fn previous_id(&self) -> Option<&KeyId> {
+        self.previous.as_ref().map(|key| &key.id)
+    }
+
     /// Base64 HMAC-SHA256 of exactly these bytes under the current secret.
     pub fn sign(&self, bytes: &[u8]) -> String {
         let mut mac = self.current.mac.clone();

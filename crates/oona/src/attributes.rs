@@ -10,5 +10,10 @@ pub const SOURCE: &str = "oona-source";
 pub const STREAM: &str = "oona-stream";
 /// Which secret signed it: the first 8 hex digits of the secret's SHA-256.
 pub const KEY_ID: &str = "oona-key-id";
+/// Where a replayed message died before: the places in its stream, separated by spaces, the latest
+/// last; at most 8.
+pub const REPLAYED_FROM: &str = "oona-replayed-from";
+/// How often a message was replayed out of the dead letters.
+pub const REPLAYS: &str = "oona-replays";
 /// W3C trace context, so that one trace spans a request and its answer.
 pub const TRACEPARENT: &str = "traceparent";

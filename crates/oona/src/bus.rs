@@ -56,6 +56,10 @@ impl Bus {
             return Err(BusError::Config(faults));
         }
         let log = Log::open(&config).await?;
+        // Both are there from the start: one that is never used shows as 0.
+        for key in std::iter::once(keyring.current_id()).chain(keyring.previous_id()) {
+            drop(metrics.key_use(key));
+        }
         let pulse = Arc::new(Pulse::new(breaker_limits(&config), metrics.clone()));
         Ok(Self(Arc::new(Inner {
             log,
@@ -117,7 +121,8 @@ impl Bus {
             consumer_ttl: config.consumer_ttl,
             breaker: breaker_limits(config),
         };
-        let checker = Checker::new(spec.stream, self.0.keyring.clone(), config);
+        let checker =
+            Checker::new(spec.stream, self.0.keyring.clone(), config).counted_in(&self.0.metrics);
         Consumer::new(post, spec, checker, limits)
     }
 

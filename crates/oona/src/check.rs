@@ -21,6 +21,7 @@ use leyline::{DecodeError, Message};
 use crate::attributes;
 use crate::config::Config;
 use crate::entry::{EntryId, RawEntry};
+use crate::metrics::{KeyUse, Metrics};
 use crate::stream::Stream;
 
 /// A nonce longer than this cannot be claimed; ours have 36 bytes.
@@ -113,13 +114,31 @@ pub(crate) struct Checker {
     stream: Stream,
     name: String,
     keyring: Keyring,
+    keys: KeyUses,
     config: Config,
+}
+
+/// Where verified entries are counted: by the secret that signed them.
+#[derive(Debug, Default)]
+struct KeyUses {
+    current: KeyUse,
+    previous: KeyUse,
 }
 
 impl Checker {
     pub(crate) fn new(stream: Stream, keyring: Keyring, config: &Config) -> Self {
         let name = config.streams.name(stream).to_owned();
-        Self { stream, name, keyring, config: config.clone() }
+        Self { stream, name, keyring, keys: KeyUses::default(), config: config.clone() }
+    }
+
+    /// Counts what it verifies here: in the process's metrics, whatever the consumer's role, since a
+    /// secret is in use as long as anybody verifies with it.
+    pub(crate) fn counted_in(mut self, metrics: &Metrics) -> Self {
+        self.keys.current = metrics.key_use(self.keyring.current_id());
+        if let Some(previous) = self.keyring.previous_id() {
+            self.keys.previous = metrics.key_use(previous);
+        }
+        self
     }
 
     /// Runs the checks in their order.
@@ -140,7 +159,11 @@ impl Checker {
         let (Some(payload), Some(signature)) = (&entry.payload, &entry.signature) else {
             return Err(Refusal::Malformed);
         };
-        self.keyring.verify(payload, signature).map_err(|_| Refusal::BadSignature)?;
+        let key = self.keyring.verify(payload, signature).map_err(|_| Refusal::BadSignature)?;
+        match key == self.keyring.current_id() {
+            true => self.keys.current.count(),
+            false => self.keys.previous.count(),
+        }
         let envelope: BusEnvelope =
             prost::Message::decode(payload.as_slice()).map_err(|_| Refusal::Malformed)?;
         let message = Message::decode(envelope.message_type, &envelope.payload).map_err(

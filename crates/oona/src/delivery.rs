@@ -14,6 +14,7 @@ use crate::error::BusError;
 use crate::log::Epitaph;
 use crate::metrics::Consumed;
 use crate::stream::Stream;
+use crate::trace::TraceContext;
 
 /// A message that passed every check. Settle it with [`ack`](Self::ack) or [`fail`](Self::fail);
 /// one that is dropped unsettled comes back, as if its handler had crashed.
@@ -35,6 +36,11 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// The trace that the message belongs to, if it says so in a way that can be read.
+    pub fn trace(&self) -> Option<TraceContext> {
+        TraceContext::of(&self.attributes)
+    }
+
     /// The message was handled: it never comes back. When the log cannot be reached, the consumer
     /// goes on trying; the error is for the caller's log only.
     ///

@@ -24,6 +24,15 @@ impl EntryId {
     /// After every entry.
     pub const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
 
+    /// The greatest id before this one; [`ZERO`](Self::ZERO) has none and stays.
+    pub fn previous(self) -> Self {
+        match (self.ms, self.seq.checked_sub(1)) {
+            (ms, Some(seq)) => Self { ms, seq },
+            (0, None) => Self::ZERO,
+            (ms, None) => Self { ms: ms - 1, seq: u64::MAX },
+        }
+    }
+
     /// The smallest id after this one.
     pub fn next(self) -> Self {
         match self.seq.checked_add(1) {
@@ -103,5 +112,9 @@ mod tests {
         }
         let id = EntryId { ms: 5, seq: u64::MAX };
         assert_eq!(id.next(), EntryId { ms: 6, seq: 0 });
+        for id in [id, EntryId { ms: 5, seq: 0 }, EntryId { ms: 5, seq: 3 }] {
+            assert_eq!(id.next().previous(), id);
+        }
+        assert_eq!(EntryId::ZERO.previous(), EntryId::ZERO);
     }
 }

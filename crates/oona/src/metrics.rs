@@ -9,6 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use leyline::sign::KeyId;
+
 use crate::breaker::BreakerPosition;
 use crate::check::Refusal;
 use crate::stream::Stream;
@@ -103,6 +105,37 @@ pub(crate) struct BreakerLabel {
     pub(crate) name: BreakerName,
 }
 
+/// There are as many values as secrets in force: one, and two during a rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct KeyLabel {
+    pub(crate) key: String,
+}
+
+/// What is counted of one secret.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KeyUse {
+    verified: Counter,
+    last_used_s: Gauge,
+}
+
+impl KeyUse {
+    /// An entry verified with it.
+    pub(crate) fn count(&self) {
+        self.verified.inc();
+        let now_s = leyline::time::now_unix_ms() / 1000;
+        self.last_used_s.set(i64::try_from(now_s).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn verified(&self) -> u64 {
+        self.verified.get()
+    }
+
+    /// `None` before the first time.
+    pub(crate) fn last_used_s(&self) -> Option<u64> {
+        u64::try_from(self.last_used_s.get()).ok().filter(|seconds| *seconds > 0)
+    }
+}
+
 /// Every metric of the bus. Cheap to clone; registered once, before anything is built.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -113,6 +146,9 @@ pub struct Metrics {
     dead_letter: Family<StreamLabel, Counter>,
     claimed: Family<StreamLabel, Counter>,
     legacy: Family<StreamLabel, Counter>,
+    replayed: Family<StreamLabel, Counter>,
+    key_verified: Family<KeyLabel, Counter>,
+    key_last_used: Family<KeyLabel, Gauge>,
     groups_recreated: Family<StreamLabel, Counter>,
     trimmed: Family<StreamLabel, Counter>,
     trimmed_unread: Family<StreamLabel, Counter>,
@@ -142,6 +178,9 @@ impl Metrics {
             dead_letter: Family::default(),
             claimed: Family::default(),
             legacy: Family::default(),
+            replayed: Family::default(),
+            key_verified: Family::default(),
+            key_last_used: Family::default(),
             groups_recreated: Family::default(),
             trimmed: Family::default(),
             trimmed_unread: Family::default(),
@@ -163,6 +202,17 @@ impl Metrics {
         registry.register("oona_dead_letter", "Entries given up", m.dead_letter);
         registry.register("oona_claimed", "Entries taken over from a lost consumer", m.claimed);
         registry.register("oona_legacy", "Messages admitted without attributes", m.legacy);
+        registry.register("oona_replayed", "Dead letters replayed by this process", m.replayed);
+        registry.register(
+            "oona_key_verified",
+            "Entries whose signature this secret made, by the first 8 hex digits of its SHA-256",
+            m.key_verified,
+        );
+        registry.register(
+            "oona_key_last_used_timestamp_seconds",
+            "Unix time of the last of them, 0 for none",
+            m.key_last_used,
+        );
         registry.register(
             "oona_groups_recreated",
             "Groups that had vanished and were made again",
@@ -196,6 +246,7 @@ impl Metrics {
             for family in [
                 &self.retries,
                 &self.dead_letter,
+                &self.replayed,
                 &self.groups_recreated,
                 &self.trimmed,
                 &self.trimmed_unread,
@@ -277,6 +328,20 @@ impl Metrics {
 
     pub(crate) fn count_legacy(&self, stream: Stream) {
         self.legacy.get_or_create(&StreamLabel { stream }).inc();
+    }
+
+    pub(crate) fn count_replayed(&self, stream: Stream) {
+        self.replayed.get_or_create(&StreamLabel { stream }).inc();
+    }
+
+    /// The counters of one secret, to be kept by whoever verifies: a look-up for each entry would
+    /// cost as much as the counting.
+    pub(crate) fn key_use(&self, key: &KeyId) -> KeyUse {
+        let label = KeyLabel { key: key.to_string() };
+        KeyUse {
+            verified: self.key_verified.get_or_create(&label).clone(),
+            last_used_s: self.key_last_used.get_or_create(&label).clone(),
+        }
     }
 
     pub(crate) fn count_group_recreated(&self, stream: Stream) {

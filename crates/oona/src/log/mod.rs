@@ -105,6 +105,15 @@ pub(crate) struct Epitaph {
     pub(crate) attempts: u32,
 }
 
+/// What the replay of a dead letter found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replayed {
+    /// It stands here now.
+    Appended(EntryId),
+    /// It was no longer there; nothing was done.
+    Gone,
+}
+
 /// Either log. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) enum Log {
@@ -271,6 +280,32 @@ impl Log {
         silent: Duration,
     ) -> Result<bool, LogError> {
         either!(self, log => log.remove_consumer(seat, silent).await)
+    }
+
+    /// Moves a dead letter back to a stream under these fields: appends there and removes here, both
+    /// or neither.
+    pub(crate) async fn replay(
+        &self,
+        dead_letter: &str,
+        id: EntryId,
+        origin: &str,
+        fields: &[(&[u8], &[u8])],
+    ) -> Result<Replayed, LogError> {
+        either!(self, log => log.replay(dead_letter, id, origin, fields).await)
+    }
+
+    /// The place of the newest entry that stands in a stream.
+    pub(crate) async fn newest(&self, stream: &str) -> Result<Option<EntryId>, LogError> {
+        either!(self, log => log.newest(stream).await)
+    }
+
+    /// Up to `count` entries of each stream after the given place, with the stream's index.
+    pub(crate) async fn read_after(
+        &self,
+        places: &[(&str, EntryId)],
+        count: usize,
+    ) -> Result<Vec<(usize, EntryId, Fields)>, LogError> {
+        either!(self, log => log.read_after(places, count).await)
     }
 
     /// Removes every entry before `below`; says how many.

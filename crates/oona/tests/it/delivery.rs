@@ -112,7 +112,7 @@ async fn poison_becomes_a_dead_letter(rig: Rig) {
     assert_eq!((letter.reason.as_str(), letter.attempts), ("reason 3", 3));
     assert_eq!((letter.origin_stream.as_str(), letter.origin_entry), ("oona.normal", Some(id)));
     assert_eq!(letter.group, GROUP);
-    assert!(letter.entry.verified, "it still carries what was sent, signature included");
+    assert!(letter.entry.mark.is_verified(), "it still carries what was sent, signature included");
     assert_eq!(bus.metrics().dead_letter_total(Stream::Normal), 1);
     assert!(bus.remove_dead_letter(letter.entry.id).await.unwrap());
     assert_eq!(bus.len(Stream::DeadLetter).await.unwrap(), 0);

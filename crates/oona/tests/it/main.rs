@@ -4,6 +4,7 @@
 
 mod admission;
 mod checks;
+mod dead;
 mod delivery;
 mod embedded;
 mod groups;

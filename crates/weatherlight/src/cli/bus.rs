@@ -41,7 +41,7 @@ async fn tap(bus: &Bus) -> Result<u8, oona::BusError> {
             let Some(last) = page.last() else { break };
             after = last.id;
             for entry in &page {
-                let mark = if entry.verified { "verified" } else { "NOT VERIFIED" };
+                let mark = if entry.mark.is_verified() { "verified" } else { "NOT VERIFIED" };
                 table::print(&format!("{stream} {} {mark}", entry.id));
             }
         }

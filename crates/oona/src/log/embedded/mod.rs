@@ -12,6 +12,7 @@
 
 mod file;
 mod lock;
+mod look;
 mod nonces;
 mod ops;
 mod read;
@@ -52,6 +53,9 @@ struct Shared {
     /// Claims not yet in the file. Held over look-ups in the file, hence a lock of its own.
     nonces: Mutex<Nonces>,
     places: Semaphore,
+    /// One replay or removal of a dead letter at a time: between the look and the commit nobody else
+    /// may take it.
+    taking_out: tokio::sync::Mutex<()>,
     /// Tells a lingering writer that it must not wait any longer.
     urgent: Condvar,
     /// What stood in the log when it was opened is delivered carefully; see [`read`].
@@ -124,6 +128,7 @@ impl EmbeddedLog {
             core: Mutex::new(core),
             nonces: Mutex::new(Nonces::new(period_ms)),
             places: Semaphore::new(APPENDS_WAITING_MAX),
+            taking_out: tokio::sync::Mutex::default(),
             urgent: Condvar::new(),
             backlog_until: leyline::time::now_unix_ms(),
             _lock: lock,

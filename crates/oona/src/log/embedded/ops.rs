@@ -271,6 +271,7 @@ impl EmbeddedLog {
     }
 
     pub(crate) async fn delete(&self, stream: &str, id: EntryId) -> Result<bool, LogError> {
+        let _only_one = self.0.taking_out.lock().await;
         let removed = Arc::new(AtomicU64::new(0));
         let ticket = {
             let mut core = self.0.core();

@@ -4,6 +4,7 @@
 mod connect;
 mod consume;
 mod link;
+mod look;
 mod reader;
 mod reply;
 mod scripts;

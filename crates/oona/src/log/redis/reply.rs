@@ -92,6 +92,30 @@ pub(super) fn read(value: Value) -> Option<Vec<RawEntry>> {
     Some(read)
 }
 
+/// Entries of one stream, with its name.
+pub(super) type OfStream = (String, Vec<(EntryId, Fields)>);
+
+/// The entries in an answer to `XREAD`, with the names of their streams.
+pub(super) fn by_stream(value: Value) -> Option<Vec<OfStream>> {
+    let one = |(name, entries): (Value, Value)| {
+        let whole = |value| entry(value).map(|(id, fields)| (id, fields.unwrap_or_default()));
+        let entries = items(entries)?.into_iter().map(whole).collect::<Option<_>>()?;
+        Some((text(&name)?.to_owned(), entries))
+    };
+    let streams = match value {
+        Value::Nil => Vec::new(),
+        Value::Map(streams) => streams,
+        other => items(other)?
+            .into_iter()
+            .map(|stream| {
+                let mut parts = items(stream)?.into_iter();
+                Some((parts.next()?, parts.next()?))
+            })
+            .collect::<Option<Vec<_>>>()?,
+    };
+    streams.into_iter().map(one).collect()
+}
+
 /// The answer to `XINFO GROUPS`.
 pub(super) fn groups(value: Value) -> Option<Vec<GroupInfo>> {
     items(value)?.into_iter().map(group).collect()

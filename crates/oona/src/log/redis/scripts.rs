@@ -37,6 +37,19 @@ redis.call('XADD', KEYS[2], '*', unpack(fields))
 return 1
 ";
 
+/// Keys: dead-letter stream, stream. Arguments: the dead letter's id, then fields and values. Appends,
+/// then removes the dead letter; answers the new id, or nil when it was no longer there. The append
+/// comes first because it may be refused (memory, permissions); the removal then does not happen.
+const REPLAY: &str = r"
+if not redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1] then return false end
+if redis.acl_check_cmd and not redis.acl_check_cmd('XDEL', KEYS[1], ARGV[1]) then
+  return redis.error_reply('NOPERM this user may not XDEL from the dead-letter stream')
+end
+local id = redis.call('XADD', KEYS[2], '*', unpack(ARGV, 2))
+redis.call('XDEL', KEYS[1], ARGV[1])
+return id
+";
+
 /// Keys: heartbeats, stream. Arguments: group, consumer, milliseconds of silence. Removes the
 /// consumer only when it is silent for so long and nothing is pending: removing it otherwise would
 /// take its entries out of every list.
@@ -74,6 +87,7 @@ pub(super) struct Scripts {
     pub(super) renew: Script,
     pub(super) bury: Script,
     pub(super) remove: Script,
+    pub(super) replay: Script,
     pub(super) life: Script,
 }
 
@@ -84,6 +98,7 @@ impl Scripts {
             renew: Script::new(RENEW),
             bury: Script::new(BURY),
             remove: Script::new(REMOVE),
+            replay: Script::new(REPLAY),
             life: Script::new(LIFE),
         }
     }
