@@ -233,9 +233,12 @@ impl Checker {
                 _ => message.issued_at_ms(),
             },
         };
-        let nameless = nonce.as_ref().is_none_or(|nonce| nonce.is_empty());
-        let endless = nonce.as_ref().is_some_and(|nonce| nonce.len() > NONCE_BYTES_MAX);
-        if endless || (complete || prefetch) && (nameless || issued_at_ms.is_none()) {
+        // An empty nonce is none: claimed, it would make replays of one another of all that have it.
+        let impossible = |nonce: &String| nonce.is_empty() || nonce.len() > NONCE_BYTES_MAX;
+        let needs_both = complete || prefetch;
+        if nonce.as_ref().is_some_and(impossible)
+            || needs_both && (nonce.is_none() || issued_at_ms.is_none())
+        {
             return Err(Refusal::Malformed);
         }
         Ok(Identity { nonce, issued_at_ms, legacy: !complete })

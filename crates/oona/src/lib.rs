@@ -27,6 +27,8 @@ mod fill;
 pub mod fuzzing;
 mod heartbeat;
 mod housekeeping;
+#[doc(hidden)]
+pub mod judge;
 mod log;
 mod metrics;
 mod publish;

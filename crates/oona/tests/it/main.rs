@@ -7,6 +7,7 @@ mod checks;
 mod dead;
 mod delivery;
 mod embedded;
+mod fuzzed;
 mod groups;
 mod names;
 mod redis;
