@@ -2,8 +2,8 @@
 
 use leyline::Message;
 use leyline::wire::BusEnvelope;
-use oona::judge::{Judge, Judgement};
-use oona::{Config, EntryId, Stream};
+use oona::judge::Judgement;
+use oona::{EntryId, Stream};
 use prost::Message as _;
 
 use super::oracle::{self, Fields};
@@ -15,12 +15,11 @@ pub const APPENDED: EntryId = EntryId { ms: 1_700_000_000_000, seq: 3 };
 /// When what is decoded does not survive its encoding, or a verdict is not the expected one.
 pub fn run(bytes: &[u8]) {
     decoded_survives_its_encoding(bytes);
-    let signature = oracle::keyring().sign(bytes).into_bytes();
+    let signature = oracle::signers()[0].sign(bytes).into_bytes();
     let fields = vec![(b"payload".to_vec(), bytes.to_vec()), (b"signature".to_vec(), signature)];
     for stream in Stream::ALL {
         for accept_legacy in [false, true] {
-            let config = Config { accept_legacy, message_bytes_max: 4096, ..Config::default() };
-            compare(stream, &config, APPENDED, &fields);
+            compare(stream, accept_legacy, APPENDED, &fields);
         }
     }
 }
@@ -41,9 +40,9 @@ fn decoded_survives_its_encoding(bytes: &[u8]) {
 ///
 /// # Panics
 /// When the verdicts differ.
-pub fn compare(stream: Stream, config: &Config, id: EntryId, fields: &Fields) -> Judgement {
-    let expected = oracle::expect(stream, config, id, fields);
-    let found = Judge::new(stream, oracle::keyring(), config).judge(id, fields.clone());
+pub fn compare(stream: Stream, accept_legacy: bool, id: EntryId, fields: &Fields) -> Judgement {
+    let expected = oracle::expect(stream, accept_legacy, id, fields);
+    let found = oracle::judge(stream, accept_legacy).judge(id, fields.clone());
     let same = match (&expected, &found) {
         (Err(None), Judgement::Foreign) => true,
         (Err(Some(reason)), Judgement::Refused(found)) => reason == found,

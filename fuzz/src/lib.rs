@@ -7,6 +7,7 @@
 
 pub mod bytes;
 pub mod envelope;
+pub mod log_file;
 pub mod oracle;
 pub mod seeds;
 pub mod verify;

@@ -2,10 +2,12 @@
 //! table there. It shares with Oona only the contract (`leyline`'s messages) and HMAC.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use leyline::Message;
 use leyline::sign::{Keyring, Secret};
 use leyline::wire::{BusEnvelope, BusMessageType as Kind};
+use oona::judge::Judge;
 use oona::{Config, EntryId, Refusal, Stream, attributes};
 
 /// An entry's fields.
@@ -20,11 +22,40 @@ pub fn keyring() -> Keyring {
     Keyring::new(&Secret::new(CURRENT), Some(&Secret::new(PREVIOUS)))
 }
 
+/// The secrets one by one: the current one, the previous one.
+pub fn signers() -> &'static [Keyring; 2] {
+    static SIGNERS: OnceLock<[Keyring; 2]> = OnceLock::new();
+    SIGNERS.get_or_init(|| [CURRENT, PREVIOUS].map(|text| Keyring::new(&Secret::new(text), None)))
+}
+
+/// Settings of the targets: the defaults, but for small messages.
+pub fn config(accept_legacy: bool) -> &'static Config {
+    static CONFIGS: OnceLock<[Config; 2]> = OnceLock::new();
+    let made =
+        |accept_legacy| Config { accept_legacy, message_bytes_max: 2048, ..Config::default() };
+    &CONFIGS.get_or_init(|| [made(false), made(true)])[usize::from(accept_legacy)]
+}
+
+/// The checks of a stream, made once: a fuzzer's time goes into checking.
+pub fn judge(stream: Stream, accept_legacy: bool) -> &'static Judge {
+    static JUDGES: OnceLock<Vec<(Stream, bool, Judge)>> = OnceLock::new();
+    let judges = JUDGES.get_or_init(|| {
+        let both = Stream::ALL.into_iter().flat_map(|stream| [(stream, false), (stream, true)]);
+        both.map(|(stream, legacy)| (stream, legacy, Judge::new(stream, keyring(), config(legacy))))
+            .collect()
+    });
+    let found = judges.iter().find(|(of, legacy, _)| (*of, *legacy) == (stream, accept_legacy));
+    found
+        .map(|(_, _, judge)| judge)
+        .unwrap_or_else(|| unreachable!("there is one for every stream"))
+}
+
 /// What is expected of an entry; `Ok` with its nonce when it is to be admitted.
 pub type Expected = Result<Option<String>, Option<Refusal>>;
 
 /// Goes through the table; `Err(None)` is another program's entry.
-pub fn expect(stream: Stream, config: &Config, id: EntryId, fields: &Fields) -> Expected {
+pub fn expect(stream: Stream, accept_legacy: bool, id: EntryId, fields: &Fields) -> Expected {
+    let config = config(accept_legacy);
     let field = |name: &[u8]| fields.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value);
     let (payload, signature) = (field(b"payload"), field(b"signature"));
     if payload.is_none() && signature.is_none() {
@@ -38,8 +69,7 @@ pub fn expect(stream: Stream, config: &Config, id: EntryId, fields: &Fields) -> 
         return Err(Some(Refusal::Malformed));
     };
     // A signature is one text: what `sign` writes. Whatever else decodes to the same bytes is none.
-    let honest =
-        [CURRENT, PREVIOUS].map(|text| Keyring::new(&Secret::new(text), None).sign(payload));
+    let honest = signers().each_ref().map(|ring| ring.sign(payload));
     if !honest.iter().any(|text| text.as_bytes() == signature.as_slice()) {
         return Err(Some(Refusal::BadSignature));
     }

@@ -15,7 +15,7 @@ use prost::Message as _;
 
 use super::bytes::Bytes;
 use super::envelope::compare;
-use super::oracle::{CURRENT, Fields, PREVIOUS};
+use super::oracle::{self, CURRENT, Fields, PREVIOUS};
 
 const FOREIGN_SECRET: &str = "a secret that nobody gave us";
 
@@ -26,10 +26,9 @@ pub fn run(bytes: &[u8]) {
     let id = EntryId { ms: 1_700_000_000_000 + u64::from(bytes.byte()), seq: 0 };
     let stream = Stream::ALL[bytes.choice(Stream::ALL.len())];
     let accept_legacy = bytes.byte() & 1 == 1;
-    let config = Config { accept_legacy, message_bytes_max: 2048, ..Config::default() };
-    let signed = Signed::choose(&mut bytes, stream, &config, id.ms);
+    let signed = Signed::choose(&mut bytes, stream, oracle::config(accept_legacy), id.ms);
     let fields = signed.tampered(&mut bytes);
-    let verdict = compare(stream, &config, id, &fields);
+    let verdict = compare(stream, accept_legacy, id, &fields);
     if let Judgement::Admitted { .. } = verdict {
         let payload = fields.iter().rev().find(|(name, _)| name == b"payload");
         let trusted = signed.by_us && payload.is_some_and(|(_, bytes)| *bytes == signed.payload);

@@ -15,6 +15,9 @@ use crate::stream::Stream;
 /// The secret under which [`envelope`] signs what it is given.
 pub const SECRET: &str = "the secret of the fuzz targets";
 
+/// An entry's id and its fields.
+pub type Entry = (EntryId, Vec<(Vec<u8>, Vec<u8>)>);
+
 /// Checks an entry whose payload these bytes are, correctly signed, on every stream: whoever knows
 /// the secret may still send nonsense.
 pub fn envelope(bytes: &[u8]) {
@@ -47,13 +50,13 @@ pub fn verify(bytes: &[u8]) {
     assert!(!admitted || signature == honest.as_bytes(), "an unsigned entry was admitted");
 }
 
-/// Opens these bytes as the embedded log's file and reads all that is in it. Says whether they are a
-/// log.
+/// Opens these bytes as the embedded log's file and reads all entries that are in it; `None` when they
+/// are no log.
 ///
 /// The store asserts that the pages of a file agree with one another. A panic of that kind is caught
 /// when a log is opened and reported as damage; here it is also kept from the hook with which a
 /// fuzzer would take it for a finding.
-pub fn embedded_file(bytes: &[u8]) -> bool {
+pub fn embedded_file(bytes: &[u8]) -> Option<Vec<Entry>> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
         let report = std::panic::take_hook();
@@ -64,9 +67,9 @@ pub fn embedded_file(bytes: &[u8]) -> bool {
         }));
     });
     OPENING.set(true);
-    let is_log = log::embedded_file(bytes);
+    let entries = log::embedded_file(bytes);
     OPENING.set(false);
-    is_log
+    entries
 }
 
 thread_local! {

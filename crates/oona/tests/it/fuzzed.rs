@@ -67,7 +67,7 @@ fn the_corpus_is_what_its_generator_makes() {
     if std::env::var_os("OONA_WRITE_CORPUS").is_some() {
         targets::seeds::write(&root).unwrap();
     }
-    for target in ["envelope", "verify"] {
+    for target in ["envelope", "verify", "log_file"] {
         let mut expected = targets::seeds::of(target);
         expected.sort();
         let mut found = corpus(target);
@@ -89,4 +89,9 @@ fn envelopes() {
 #[test]
 fn tampered_entries() {
     run("verify", MUTATIONS, targets::verify::run);
+}
+
+#[test]
+fn damaged_log_files() {
+    run("log_file", MUTATIONS / 16, targets::log_file::run);
 }

@@ -37,17 +37,20 @@ pub(super) fn id(ms: u64, seq: u64) -> EntryId {
 }
 
 /// The whole of a file that lies in memory: opened, loaded, every entry decoded.
-pub(super) fn open_memory(bytes: &[u8]) -> Result<(), redb::Error> {
+pub(super) fn open_memory(bytes: &[u8]) -> Result<Vec<(EntryId, Fields)>, redb::Error> {
     let opened = std::panic::catch_unwind(|| {
         let memory = InMemoryBackend::new();
         memory.set_len(u64::try_from(bytes.len()).unwrap_or(u64::MAX))?;
         memory.write(0, bytes)?;
         let db = Database::builder().create_with_backend(memory)?;
         load(&db)?;
+        let mut found = Vec::new();
         for row in db.begin_read()?.open_table(ENTRIES)?.iter()? {
-            decode(row?.1.value());
+            let (place, value) = row?;
+            let (_, ms, seq) = place.value();
+            found.push((id(ms, seq), decode(value.value())));
         }
-        Ok(())
+        Ok(found)
     });
     opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("its pages contradict each other".into())))
 }

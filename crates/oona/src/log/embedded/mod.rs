@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::entry::EntryId;
+use crate::entry::{EntryId, Fields};
 use crate::error::{BusError, LogError};
 
 use self::nonces::Nonces;
@@ -83,9 +83,9 @@ impl Shared {
     }
 }
 
-/// Opens these bytes as a log's file and reads all that is in it; says whether they are a log.
-pub(crate) fn open_bytes(bytes: &[u8]) -> bool {
-    file::open_memory(bytes).is_ok()
+/// Opens these bytes as a log's file and reads all that is in it; `None` when they are no log.
+pub(crate) fn open_bytes(bytes: &[u8]) -> Option<Vec<(EntryId, Fields)>> {
+    file::open_memory(bytes).ok()
 }
 
 impl EmbeddedLog {
