@@ -16,9 +16,21 @@ pub enum Command {
     Tap,
     /// Show the length of every stream
     Stats,
+    /// Measure the bus beside the same commands of a bare client, with all security on
+    ///
+    /// On the Redis of REDIS_URL (measure on one that nothing else uses), on a server of its own with
+    /// --own-server, on an embedded log of its own otherwise. Streams, groups and keys have names of
+    /// their own and are removed afterwards.
+    #[command(
+        after_help = "Examples:\n  weatherlight bus bench --own-server\n  weatherlight bus bench --quick --only publish --only consume --json"
+    )]
+    Bench(super::bus_bench::Arguments),
 }
 
 pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
+    if let Command::Bench(arguments) = command {
+        return super::bus_bench::run(global, arguments);
+    }
     let settings = global.load()?.settings;
     block_on(async {
         let (metrics, _) = AllMetrics::register();
@@ -28,6 +40,7 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
         match command {
             Command::Tap => tap(&bus).await,
             Command::Stats => stats(&bus).await,
+            Command::Bench(_) => Ok(0),
         }
         .map_err(|error| Failure::unavailable_because(&error))
     })?

@@ -5,6 +5,7 @@
 
 mod bench;
 mod bus;
+mod bus_bench;
 mod completions;
 mod config;
 mod demo;

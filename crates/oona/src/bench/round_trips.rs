@@ -6,9 +6,10 @@ use leyline::Message;
 use leyline::wire::{MessagePriority, TelemetryPacket};
 use tokio::time::Instant;
 
+use super::BenchError;
 use crate::bus::Bus;
 use crate::consumer::ConsumerSpec;
-use crate::error::{BusError, PublishError};
+use crate::error::BusError;
 use crate::log::Seat;
 use crate::publish::Outcome;
 use crate::stream::Stream;
@@ -29,23 +30,6 @@ pub struct RoundTrips {
     pub round_trip: Duration,
     /// Bare append, read, acknowledge.
     pub round_trip_baseline: Duration,
-}
-
-/// Why a measurement ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum BenchError {
-    /// The bus failed.
-    #[error(transparent)]
-    Bus(#[from] BusError),
-    /// A message was not published.
-    #[error(transparent)]
-    Publish(#[from] PublishError),
-    /// The bus refused a message, since something else fills it.
-    #[error("the bus refused a message under pressure; measure on an idle log")]
-    Refused,
-    /// No answer in time.
-    #[error("no delivery within {0:?}; is another consumer reading group oona-bench?")]
-    Lost(Duration),
 }
 
 const GROUP: &str = "oona-bench";
