@@ -225,13 +225,15 @@ impl Consumer {
 
     /// Waits until there may be something to hand out: more was read, or something was settled.
     async fn wait_for_more(&mut self) -> Result<(), BusError> {
-        if self.post.work.len() < self.spec.in_work_max
-            && let Some(filler) = self.filler.take()
-        {
+        let work = &self.post.work;
+        // A full desk takes nothing new, but what makes room again has to go on: acknowledgements
+        // that did not arrive, and retries.
+        let wanted = work.len() < self.spec.in_work_max || work.needs_the_log(Instant::now());
+        if wanted && let Some(filler) = self.filler.take() {
             self.filling = Some(Box::pin(filler.fill()));
         }
         let Some(filling) = &mut self.filling else {
-            self.post.work.changed.notified().await;
+            work.changed_or_due().await;
             return Ok(());
         };
         let (filler, filled) = tokio::select! {

@@ -17,12 +17,15 @@ use crate::entry::{EntryId, RawEntry};
 use crate::error::{BusError, LogError};
 use crate::log::{NonceClaim, Reader};
 use crate::metrics::Consumed;
+use crate::unseen::Unseen;
 
 /// Longest time between two looks at the group: heartbeat, lost consumers.
 const TICK_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause after a failure of the log.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// For so long after a failure the server may still carry out a read that was given up.
+const DOUBT: Duration = Duration::from_secs(10);
 /// An outage is reported when it begins, and then this often.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// A batch of large entries is checked in steps of this many bytes, others run between.
@@ -65,6 +68,17 @@ pub(crate) struct Filler {
     /// Whether the group is known to have existed.
     ensured: bool,
     pub(crate) next_tick: Instant,
+    /// When the last tick was answered.
+    ticked: Instant,
+    /// Until then nobody's silence is held against them: the log itself was silent.
+    pub(crate) judging_from: Instant,
+    /// The log has failed since the last tick.
+    failed: bool,
+    /// Until then what was read may have something lost before it.
+    doubt_until: Instant,
+    /// Read, and held back until it is known that nothing before it is lost.
+    unsure: Vec<RawEntry>,
+    pub(crate) unseen: Unseen,
     pause: Duration,
     /// When the outage that lasts was last reported.
     outage_logged: Option<Instant>,
@@ -90,6 +104,12 @@ impl Filler {
             breaker: Breaker::new(limits.breaker),
             ensured: false,
             next_tick: Instant::now(),
+            ticked: Instant::now(),
+            judging_from: Instant::now(),
+            failed: false,
+            doubt_until: Instant::now(),
+            unsure: Vec::new(),
+            unseen: Unseen::default(),
             pause: PAUSE_MIN,
             outage_logged: None,
             batch: None,
@@ -151,9 +171,13 @@ impl Filler {
     /// What others lost first, then what is due again, then what is new.
     async fn gather(&mut self) -> Result<Vec<RawEntry>, LogError> {
         let now = Instant::now();
+        if !self.unsure.is_empty() {
+            return self.read_for_sure().await;
+        }
         if self.next_tick <= now {
             let seen = self.post.log.tick(&self.post.seat).await?;
             self.next_tick = now + TICK_MAX.min(self.limits.consumer_ttl / 3);
+            self.after_tick();
             self.renew().await?;
             let taken = self.take_over(&seen).await?;
             if !taken.is_empty() {
@@ -168,7 +192,35 @@ impl Filler {
         if let Some(due) = self.post.work.next_due() {
             block = block.min(due - now);
         }
-        self.reader.read(self.batch_max, block).await
+        let read = self.reader.read(self.batch_max, block).await?;
+        if read.is_empty() || self.doubt_until <= now {
+            return Ok(read);
+        }
+        // Taken in first: it would look lost itself.
+        self.post.work.take_in(read.iter().map(|entry| entry.id));
+        self.unsure = read;
+        self.read_for_sure().await
+    }
+
+    /// What was read, or what was lost before it: order must hold over lost replies, too.
+    async fn read_for_sure(&mut self) -> Result<Vec<RawEntry>, LogError> {
+        let first = self.unsure.first().map_or(EntryId::MAX, |entry| entry.id);
+        let lost = self.fetch_lost(first).await?;
+        Ok(if lost.is_empty() { std::mem::take(&mut self.unsure) } else { lost })
+    }
+
+    /// After an outage everybody's heartbeat is old, that of the living too: they are given time to
+    /// show themselves before their entries are taken away.
+    fn after_tick(&mut self) {
+        let now = Instant::now();
+        if std::mem::take(&mut self.failed) {
+            if now - self.ticked > self.limits.consumer_ttl / 2 {
+                self.judging_from = now + self.limits.consumer_ttl;
+            }
+            // Said at once: the read that follows may block for a second, and publishers wait.
+            self.post.pulse.log_is_alive();
+        }
+        self.ticked = now;
     }
 
     /// Everything that needs no log.
@@ -282,6 +334,9 @@ impl Filler {
             self.breaker.failed(Instant::now());
             self.show_breaker();
         }
+        // What got lost in a reply is looked for before anything new is read.
+        let now = Instant::now();
+        (self.failed, self.next_tick, self.doubt_until) = (true, now, now + DOUBT);
         self.pause().await;
         while self.breaker.admit(Instant::now()).is_err() {
             // An open breaker only asks whether the log is back.

@@ -38,6 +38,7 @@ mod standing;
 mod stream;
 mod takeover;
 mod trace;
+mod unseen;
 mod work;
 
 pub use breaker::{BreakerPosition, BreakerStanding};

@@ -28,9 +28,11 @@ impl Filler {
         let post = Arc::clone(&self.post);
         let mut wanted: Vec<PendingEntry> = Vec::new();
         let mut others = false;
+        let judging = self.judging_from <= Instant::now();
         for consumer in seen.iter().filter(|consumer| consumer.pending > 0) {
             let own = consumer.name == post.seat.consumer;
-            let dead = consumer.beat_age.is_some_and(|age| age > self.limits.consumer_ttl);
+            let silent = consumer.beat_age.is_some_and(|age| age > self.limits.consumer_ttl);
+            let dead = judging && silent;
             let held = u64::try_from(post.work.len()).unwrap_or(u64::MAX);
             if own && consumer.pending <= held {
                 continue;
@@ -44,13 +46,14 @@ impl Filler {
                 others = true;
             }
         }
-        if others {
+        if others && judging {
             let of = PendingOf::Idle(post.claim_idle);
             wanted.extend(post.log.pending(&post.seat, of, self.batch_max).await?);
         }
         wanted.retain(|entry| !post.work.holds(entry.id));
         wanted.sort_by_key(|entry| entry.id);
         wanted.dedup_by_key(|entry| entry.id);
+        self.unseen.correct(&mut wanted, &post.seat.consumer);
         if wanted.len() > self.batch_max {
             wanted.truncate(self.batch_max);
             self.next_tick = Instant::now();
@@ -59,8 +62,11 @@ impl Filler {
     }
 
     /// Claims, but gives up what has been delivered too often: its handler crashes each time.
-    async fn claim_entries(&self, wanted: Vec<PendingEntry>) -> Result<Vec<RawEntry>, LogError> {
-        let post = &self.post;
+    async fn claim_entries(
+        &mut self,
+        wanted: Vec<PendingEntry>,
+    ) -> Result<Vec<RawEntry>, LogError> {
+        let post = Arc::clone(&self.post);
         let (hopeless, wanted): (Vec<_>, Vec<_>) =
             wanted.into_iter().partition(|entry| entry.deliveries >= post.attempts_max);
         for entry in hopeless {
@@ -70,7 +76,8 @@ impl Filler {
                 _ => post.work.let_go(entry.id),
             }
         }
-        let claimed = post.log.claim(&post.seat, &wanted).await?;
+        let claimed = post.log.claim(&post.seat, &wanted).await;
+        let claimed = claimed.inspect_err(|_| self.unseen.unanswered(&wanted))?;
         if !claimed.is_empty() {
             let entries = u64::try_from(claimed.len()).unwrap_or(u64::MAX);
             post.metrics.count_claimed(post.stream, entries);
@@ -79,9 +86,21 @@ impl Filler {
         Ok(claimed)
     }
 
+    /// Entries before `first` that this consumer was given in a reply that never arrived.
+    pub(crate) async fn fetch_lost(&mut self, first: EntryId) -> Result<Vec<RawEntry>, LogError> {
+        let post = Arc::clone(&self.post);
+        let of = PendingOf::Consumer(&post.seat.consumer);
+        let count = self.batch_max + post.work.len();
+        let mut lost = post.log.pending(&post.seat, of, count).await?;
+        lost.retain(|entry| entry.id < first && !post.work.holds(entry.id));
+        lost.truncate(self.batch_max);
+        self.unseen.correct(&mut lost, &post.seat.consumer);
+        self.claim_entries(lost).await
+    }
+
     /// Fetches entries of this consumer once more; the log counts the delivery.
-    pub(crate) async fn retry(&self, due: &[EntryId]) -> Result<Vec<RawEntry>, LogError> {
-        let post = &self.post;
+    pub(crate) async fn retry(&mut self, due: &[EntryId]) -> Result<Vec<RawEntry>, LogError> {
+        let post = Arc::clone(&self.post);
         let count = self.batch_max + post.work.len();
         let of = PendingOf::Consumer(&post.seat.consumer);
         let mut mine = post.log.pending(&post.seat, of, count).await?;
@@ -91,10 +110,12 @@ impl Filler {
             post.work.let_go(*id);
         }
         mine.truncate(self.batch_max);
+        self.unseen.correct(&mut mine, &post.seat.consumer);
         for entry in &mut mine {
             entry.idle = Duration::ZERO;
         }
-        let claimed = post.log.claim(&post.seat, &mine).await?;
+        let claimed = post.log.claim(&post.seat, &mine).await;
+        let claimed = claimed.inspect_err(|_| self.unseen.unanswered(&mine))?;
         for entry in &mine {
             if claimed.iter().all(|got| got.id != entry.id) {
                 post.work.let_go(entry.id);

@@ -116,6 +116,22 @@ impl Work {
         self.held().entries.values().filter_map(due).min()
     }
 
+    /// Whether something here waits for the log rather than for a handler.
+    pub(crate) fn needs_the_log(&self, now: Instant) -> bool {
+        let held = self.held();
+        let due = |item: &Item| matches!(item, Item::Retry(at) if *at <= now);
+        !held.owed.is_empty() || held.entries.values().any(due)
+    }
+
+    /// Waits until something changes, or the next retry falls due.
+    pub(crate) async fn changed_or_due(&self) {
+        let changed = self.changed.notified();
+        match self.next_due() {
+            Some(due) => drop(tokio::time::timeout_at(due, changed).await),
+            None => changed.await,
+        }
+    }
+
     pub(crate) fn owe(&self, id: EntryId) {
         self.held().owed.push(id);
     }

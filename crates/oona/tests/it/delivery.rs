@@ -18,6 +18,7 @@ crate::on_both_logs!(
     order_is_kept_per_key,
     batches_are_settled_at_once,
     an_unsettled_message_is_not_handed_out_twice_at_a_time,
+    a_desk_full_of_retries_goes_on,
 );
 
 async fn what_is_published_arrives(rig: Rig) {
@@ -242,5 +243,22 @@ async fn an_unsettled_message_is_not_handed_out_twice_at_a_time(rig: Rig) {
     let (first_got, second_got) = tokio::join!(waits.0, waits.1);
     assert!(first_got.is_err() && second_got.is_err(), "handed out again");
     slow.ack().await.unwrap();
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+}
+
+/// As many messages as a consumer may hold have failed, and there is no handler to settle any.
+async fn a_desk_full_of_retries_goes_on(rig: Rig) {
+    let bus = rig.bus().await;
+    let spec = ConsumerSpec::new(Stream::Normal, GROUP);
+    let mut reader = bus.consumer(ConsumerSpec { batch_max: 2, in_work_max: 2, ..spec });
+    for number in 0..3 {
+        publish(&bus, &state("run", number)).await;
+    }
+    let (first, second) = (recv(&mut reader).await, recv(&mut reader).await);
+    first.fail("not yet").await.unwrap();
+    second.fail("not yet").await.unwrap();
+    for _ in 0..3 {
+        recv(&mut reader).await.ack().await.unwrap();
+    }
     assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
 }

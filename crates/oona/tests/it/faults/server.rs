@@ -1,0 +1,75 @@
+//! Faults of the server: killed, stopped, emptied, paused, full, demoted.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::{Instant, sleep};
+
+use super::book::{Again, Allowed};
+use super::trial::{Over, World, trial};
+
+const ALWAYS: [&str; 6] = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
+const EVERY_SECOND: [&str; 6] = ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"];
+/// How far back a server with `appendfsync everysec` may forget.
+const FORGETS: Duration = Duration::from_secs(2);
+const OUTAGE: Duration = Duration::from_secs(2);
+
+/// All at once: they mostly wait.
+#[tokio::test]
+async fn nothing_is_lost_while_the_server_fails() {
+    tokio::join!(
+        trial("kill -9, appendfsync always", &ALWAYS, async |world: &mut World| {
+            killed(world).await;
+            Over::now()
+        }),
+        trial("kill -9, appendfsync everysec", &EVERY_SECOND, async |world: &mut World| {
+            let killed = killed(world).await;
+            let lost_between = Some((killed - FORGETS, killed));
+            let allowed = Allowed { lost_between, handled_again: Again::AfterForgetting };
+            let lost = world.book.missing(&Allowed::default()).len();
+            println!("kill -9, appendfsync everysec: {lost} messages not handled yet");
+            Over { at: Instant::now(), allowed }
+        }),
+        trial("SIGSTOP and SIGCONT", &[], async |world: &mut World| {
+            let pid = Pid::from_raw(world.server.pid().cast_signed()).unwrap();
+            kill_process(pid, Signal::STOP).unwrap();
+            sleep(Duration::from_secs(4)).await;
+            kill_process(pid, Signal::CONT).unwrap();
+            Over::now()
+        }),
+        trial("FLUSHALL", &[], async |world: &mut World| {
+            let begun = Instant::now();
+            world.ask::<()>(&["FLUSHALL"]).await;
+            // What stood there unhandled is gone, and with it the claims.
+            let lost_between = Some((begun - FORGETS, Instant::now()));
+            let allowed = Allowed { lost_between, handled_again: Again::AfterForgetting };
+            Over { at: Instant::now(), allowed }
+        }),
+        trial("CLIENT PAUSE WRITE", &[], async |world: &mut World| paused(world, "WRITE").await),
+        trial("CLIENT PAUSE ALL", &[], async |world: &mut World| paused(world, "ALL").await),
+        trial("read-only replica", &[], async |world: &mut World| {
+            // Of a master that does not exist: it keeps its data and takes no writes.
+            world.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+            sleep(OUTAGE).await;
+            world.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+            Over::now()
+        }),
+    );
+}
+
+/// Says when it was killed.
+async fn killed(world: &mut World) -> Instant {
+    let killed = Instant::now();
+    world.server.kill();
+    sleep(OUTAGE).await;
+    world.server.restart();
+    killed
+}
+
+async fn paused(world: &mut World, which: &str) -> Over {
+    let time = Duration::from_millis(2_500);
+    let begun = Instant::now();
+    world.ask::<()>(&["CLIENT", "PAUSE", &time.as_millis().to_string(), which]).await;
+    tokio::time::sleep_until(begun + time).await;
+    Over::now()
+}

@@ -1,0 +1,153 @@
+//! One fault: calm before, the fault, its end, recovery, calm after, balance.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leyline::wire::MessagePriority;
+use oona::{Bus, Config, ConsumerSpec, LogChoice, Metrics, Order, PublishError, Stream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::book::{Allowed, Book, Handled, KEYS};
+use crate::proxy::Proxy;
+use crate::redis_server::RedisServer;
+use crate::rig::{GROUP, epoch, keyring, state};
+
+/// The goal is one second. A test machine may be busy with ten other servers.
+pub const RECOVERY_MAX: Duration = Duration::from_secs(3);
+/// Nothing here takes longer unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two messages, and between two looks at the book.
+const PACE: Duration = Duration::from_millis(5);
+/// Messages handled before the fault and after recovery.
+const CALM: usize = 40;
+
+/// What a fault can reach.
+pub struct World {
+    pub server: RedisServer,
+    pub proxy: Proxy,
+    pub book: Arc<Book>,
+}
+
+impl World {
+    /// One command on a connection of its own, past the proxy.
+    pub async fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let client = redis::Client::open(self.server.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.unwrap()
+    }
+}
+
+/// When the fault was over, and what it may have cost.
+pub struct Over {
+    pub at: Instant,
+    pub allowed: Allowed,
+}
+
+impl Over {
+    /// Now, at no cost.
+    pub fn now() -> Self {
+        Self { at: Instant::now(), allowed: Allowed::default() }
+    }
+}
+
+/// Runs one fault and prints how long the first delivery after its end took.
+pub async fn trial(
+    name: &str,
+    server: &[&str],
+    fault: impl AsyncFnOnce(&mut World) -> Over,
+) -> Duration {
+    let server = match server {
+        [] => RedisServer::start(),
+        some => RedisServer::start_with(some),
+    };
+    let proxy = Proxy::before(server.port()).await;
+    let config = Config { log: LogChoice::Redis { url: proxy.url() }, ..Config::default() };
+    let bus = Bus::open(config, keyring(), Metrics::detached()).await.unwrap();
+    let book = Arc::new(Book::default());
+    let mut world = World { server, proxy, book: Arc::clone(&book) };
+    let stop = CancellationToken::new();
+    let work = async {
+        let book = book.as_ref();
+        let drive = async {
+            wait_for(name, "the first deliveries", || book.pages().handled.len() >= CALM).await;
+            let over = fault(&mut world).await;
+            let back = || book.first_handled_after(over.at);
+            wait_for(name, "a delivery after the fault", || back().is_some()).await;
+            let recovery = back().map_or(PATIENCE, |at| at - over.at);
+            wait_for(name, "calm", || book.handled_after(over.at) >= CALM).await;
+            stop.cancel();
+            (over, recovery)
+        };
+        let worked = async {
+            let ((over, recovery), ()) = tokio::join!(drive, publish(&bus, book, &stop));
+            wait_for(name, "the rest", || book.missing(&over.allowed).is_empty()).await;
+            acknowledged(&bus).await;
+            (over, recovery)
+        };
+        let (over, recovery) = tokio::select! {
+            done = worked => done,
+            () = consume(&bus, book) => unreachable!("it never ends"),
+        };
+        book.balance(&bus, name, &over.allowed).await;
+        recovery
+    };
+    let recovery = tokio::time::timeout(2 * PATIENCE, work).await;
+    let recovery = recovery.unwrap_or_else(|_| panic!("{name}: hangs"));
+    println!("recovery after {name}: {recovery:.0?}");
+    assert!(recovery < RECOVERY_MAX, "{name}: recovery took {recovery:?}");
+    recovery
+}
+
+/// Waits until nothing is pending or unread; the trial's own time-out bounds it.
+async fn acknowledged(bus: &Bus) {
+    while bus.depth(Stream::Normal, GROUP).await.ok() != Some(0) {
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+async fn publish(bus: &Bus, book: &Book, stop: &CancellationToken) {
+    for number in 0.. {
+        let message = state(&format!("run-{}", number % KEYS), number);
+        while !stop.is_cancelled() {
+            let lane = (Stream::Normal, MessagePriority::Normal);
+            match bus.publish(lane.0, lane.1, "test", &message).await {
+                Ok(outcome) if outcome.is_sent() => {
+                    book.pages().told.insert(number, Instant::now());
+                    break;
+                }
+                Ok(_refused) => {}
+                Err(PublishError::Log(_)) => {
+                    book.pages().uncertain.insert(number);
+                }
+                Err(error) => panic!("{error}"),
+            }
+            tokio::time::sleep(PACE).await;
+        }
+        if stop.is_cancelled() {
+            return;
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+async fn consume(bus: &Bus, book: &Book) {
+    let spec = ConsumerSpec::new(Stream::Normal, GROUP);
+    let mut consumer = bus.consumer(ConsumerSpec { order: Order::PerKey, ..spec });
+    loop {
+        let delivery = consumer.recv().await.unwrap();
+        let (number, entry) = (epoch(&delivery), delivery.entry);
+        book.pages().handled.push(Handled { number, entry, at: Instant::now() });
+        // Where this fails the consumer sends it again before its next read.
+        delivery.ack().await.ok();
+    }
+}
+
+/// Polls, because what is waited for happens in another task's book.
+pub async fn wait_for(name: &str, what: &str, holds: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < PATIENCE, "{name}: no {what} within {PATIENCE:?}");
+        tokio::time::sleep(PACE).await;
+    }
+}
