@@ -48,6 +48,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         config: Arc::new(HttpConfig::default()),
         health: health_source,
         board,
+        bus: tokio::sync::watch::channel(None).1,
         registry: Arc::new(registry),
         control,
         metrics,

@@ -104,6 +104,19 @@ pub struct BreakerHealth {
     pub state: BreakerState,
 }
 
+/// One of the secrets in force, as the service has used it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyHealth {
+    /// First 8 hex digits of its SHA-256.
+    pub key: String,
+    /// `current` or `previous`.
+    pub role: String,
+    /// Entries verified with it since the start.
+    pub verified: u64,
+    /// Unix seconds of the last of them; absent before the first.
+    pub last_used_s: Option<u64>,
+}
+
 /// Backlog of one stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LaneHealth {
@@ -138,6 +151,9 @@ pub struct Health {
     pub breakers: Vec<BreakerHealth>,
     /// Backlog of every stream.
     pub lanes: Vec<LaneHealth>,
+    /// The secrets in force.
+    #[serde(default)]
+    pub keys: Vec<KeyHealth>,
     /// When the supervisor's loop made this snapshot. Judged on this machine's monotonic clock and
     /// never sent; a snapshot read from JSON counts as fresh.
     #[serde(skip, default = "Instant::now")]
@@ -159,6 +175,7 @@ impl Health {
             workers: Vec::new(),
             breakers: Vec::new(),
             lanes: Vec::new(),
+            keys: Vec::new(),
             at: Instant::now(),
         }
     }

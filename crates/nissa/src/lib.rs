@@ -1,6 +1,6 @@
 //! Nissa owns what operators see: the metrics endpoint, health, alerts, service levels and the page.
-//! It reads the bus and the supervisor's picture and changes neither; the one thing it passes on is
-//! an operator's request for a restart. Gathering samples is left to the other crates.
+//! It reads the bus and the supervisor's picture and changes neither by itself; what it passes on are
+//! an operator's requests: for a restart, and for dead letters to be replayed or purged. Gathering samples is left to the other crates.
 //!
 //! Reading order: [`Health`] (the supervisor's picture, handed in), [`Board`] (everything known
 //! from the bus, bounded), [`Ingest`] (the worker that keeps it), [`alerts`] and [`slo`] (what it
@@ -10,6 +10,7 @@
 
 pub mod alerts;
 mod board;
+pub mod bus;
 mod config;
 mod control;
 mod error;
@@ -35,8 +36,8 @@ pub use control::{
 };
 pub use error::{HttpError, IngestError};
 pub use health::{
-    BreakerHealth, BreakerState, Health, HealthSource, LaneHealth, ProcessPhase, RecentRestart,
-    SystemMode, WorkerHealth, WorkerState,
+    BreakerHealth, BreakerState, Health, HealthSource, KeyHealth, LaneHealth, ProcessPhase,
+    RecentRestart, SystemMode, WorkerHealth, WorkerState,
 };
 pub use http::Http;
 pub use ingest::{Ingest, STREAMS};

@@ -49,7 +49,7 @@ pub use consumer::{Consumer, ConsumerSpec, Order, Role};
 pub use dead_letter::{DeadLetter, DeadLetterFilter, DeadLetterPage, Mark, Peeked};
 pub use delivery::{Delivery, Receipt};
 pub use emergency::EmergencyLane;
-pub use entry::EntryId;
+pub use entry::{BadEntryId, EntryId};
 pub use error::{BusError, LogError, PublishError};
 pub use heartbeat::Heartbeat;
 pub use housekeeping::Housekeeping;

@@ -4,6 +4,7 @@
 //! to date, `view` what it shows. All connections are futures of this one worker: it spawns nothing,
 //! so stopping it ends them.
 
+mod bus;
 mod connection;
 mod exposition;
 mod guard;
@@ -27,6 +28,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::board::BoardSource;
+use crate::bus::BusSource;
 use crate::config::HttpConfig;
 use crate::control::WorkerControl;
 use crate::error::HttpError;
@@ -50,6 +52,8 @@ pub struct Http {
     pub health: HealthSource,
     /// What was ingested.
     pub board: BoardSource,
+    /// The bus, once it is open.
+    pub bus: BusSource,
     /// Every metric of the process.
     pub registry: Arc<Registry>,
     /// Whom to ask for a restart.

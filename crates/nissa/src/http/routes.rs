@@ -16,8 +16,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::{authorise, guard, refuse};
-use super::{Http, live, page, view};
+use super::{Http, bus, live, page, view};
 use crate::board::BoardSource;
+use crate::bus::BusSource;
 use crate::config::HttpConfig;
 use crate::control::{ControlRefused, WorkerAction, WorkerControl};
 use crate::health::HealthSource;
@@ -33,6 +34,7 @@ pub(super) struct Shared {
     pub(super) local: IpAddr,
     pub(super) health: HealthSource,
     pub(super) board: BoardSource,
+    pub(super) bus: BusSource,
     pub(super) registry: Arc<Registry>,
     pub(super) control: WorkerControl,
     pub(super) metrics: Metrics,
@@ -56,6 +58,7 @@ pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> 
         local,
         health: http.health.clone(),
         board: http.board.clone(),
+        bus: http.bus.clone(),
         registry: http.registry.clone(),
         control: http.control.clone(),
         metrics: http.metrics.clone(),
@@ -72,6 +75,12 @@ pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> 
         .route("/v1/state", get(state))
         .route("/v1/sources", get(sources))
         .route("/v1/events", get(live::events))
+        .route("/v1/bus/streams", get(bus::streams))
+        .route("/v1/bus/entries", get(bus::entries))
+        .route("/v1/dlq", get(bus::letters))
+        .route("/v1/dlq/replay", post(bus::replay))
+        .route("/v1/dlq/purge", post(bus::purge))
+        .route("/v1/dlq/{id}", get(bus::letter))
         .route("/v1/workers/{name}/restart", post(restart))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(shared.clone(), guard))
@@ -159,8 +168,8 @@ async fn restart(
 }
 
 async fn unknown() -> Response {
-    let paths =
-        "/ /livez /readyz /healthz /metrics /metrics/summary /v1/state /v1/sources /v1/events";
+    let paths = "/ /livez /readyz /healthz /metrics /metrics/summary /v1/state /v1/sources \
+                 /v1/events /v1/bus/streams /v1/bus/entries /v1/dlq";
     let body = json!({ "error": "there is nothing here", "paths": paths });
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }

@@ -53,6 +53,7 @@ pub async fn serve<F: Future<Output = ()>>(config: HttpConfig, test: impl FnOnce
         config: Arc::new(config),
         health: health_source,
         board: board_source,
+        bus: watch::channel(None).1,
         registry: Arc::new(registry),
         control,
         metrics,

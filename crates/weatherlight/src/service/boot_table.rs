@@ -61,6 +61,8 @@ pub struct Endpoint {
     pub health: nissa::HealthSource,
     /// What was ingested.
     pub board: nissa::BoardSource,
+    /// The bus, once it is open.
+    pub bus: nissa::bus::BusSource,
     /// Every metric of the process.
     pub registry: Arc<Registry>,
     /// The way to the supervisor.
@@ -73,9 +75,10 @@ pub struct Endpoint {
 pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
     let serve = build(move |context| {
         let listener = endpoint.listener.try_clone();
-        let Endpoint { config, health, board, registry, control, metrics, .. } = &endpoint;
+        let Endpoint { config, health, board, bus, registry, control, metrics, .. } = &endpoint;
         let (config, health, board) = (Arc::clone(config), health.clone(), board.clone());
         let (registry, control, metrics) = (Arc::clone(registry), control.clone(), metrics.clone());
+        let bus = bus.clone();
         async move {
             let heartbeat = context.heartbeat;
             let listener = listener?;
@@ -84,6 +87,7 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
                 config,
                 health,
                 board,
+                bus,
                 registry,
                 control,
                 metrics,

@@ -101,9 +101,10 @@ impl Probe {
             None if was_silent => tracing::info!("the log answers again"),
             _ => {}
         }
-        let breakers = self.breakers();
+        let (breakers, keys) = (self.breakers(), nissa::bus::keys(&self.bus));
         self.picture.send_modify(|picture| {
             picture.breakers = breakers;
+            picture.keys = keys;
             if failure.is_none() {
                 picture.lanes = lanes;
             }
@@ -149,6 +150,8 @@ mod tests {
         let names: Vec<&str> = picture.breakers.iter().map(|b| b.name.as_str()).collect();
         let consume = "oona.consume_kernel_requests.weatherlight";
         assert_eq!(names, ["tezzeret.forge", consume, "oona.publish", "oona.publish_emergency"]);
+        let [key] = picture.keys.as_slice() else { panic!("{:?}", picture.keys) };
+        assert_eq!((key.role.as_str(), key.verified, key.last_used_s), ("current", 0, None));
         assert!(picture.breakers.iter().all(|breaker| breaker.state == BreakerState::Closed));
     }
 }

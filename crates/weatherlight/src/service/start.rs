@@ -83,11 +83,13 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         reload,
     });
     let token = settings.http_token.as_ref().map(|token| Token::new(token.expose())).transpose()?;
+    let (shown_bus, bus_source) = watch::channel(None);
     let endpoint = Endpoint {
         listener,
         config: Arc::new(HttpConfig { token, ..HttpConfig::default() }),
         health: handle.health(),
         board: board_source,
+        bus: bus_source,
         registry,
         control,
         metrics: metrics.nissa.clone(),
@@ -103,6 +105,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         bus_picture,
         board,
         trainer,
+        shown_bus,
         opened: bus_sender,
     };
     let trained = foundation.trainer.clone();
@@ -119,6 +122,8 @@ struct Foundation {
     bus_picture: watch::Sender<BusPicture>,
     board: nissa::BoardSink,
     trainer: Option<RunId>,
+    /// Where the endpoint finds the bus.
+    shown_bus: watch::Sender<Option<Bus>>,
     opened: oneshot::Sender<Bus>,
 }
 
@@ -126,9 +131,18 @@ async fn boot(
     foundation: Foundation,
     opened: oneshot::Sender<Opened>,
 ) -> Result<Vec<Row>, BootFailure> {
-    let Foundation { settings, metrics, health, bus_picture, board, trainer, opened: opened_bus } =
-        foundation;
+    let Foundation {
+        settings,
+        metrics,
+        health,
+        bus_picture,
+        board,
+        trainer,
+        shown_bus,
+        opened: opened_bus,
+    } = foundation;
     let bus = open_bus(&settings, &metrics).await?;
+    shown_bus.send_replace(Some(bus.clone()));
     // Nobody waits for it any more only when the service has ended.
     let _ = opened_bus.send(bus.clone());
     let library = open_library(&settings, &metrics).await?;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use nissa::{
-    BreakerHealth, Health, LaneHealth, ProcessPhase, RecentRestart, SystemMode, WorkerHealth,
-    WorkerState,
+    BreakerHealth, Health, KeyHealth, LaneHealth, ProcessPhase, RecentRestart, SystemMode,
+    WorkerHealth, WorkerState,
 };
 use oona::Heartbeat;
 use tokio::time::Instant;
@@ -20,6 +20,8 @@ pub struct BusPicture {
     pub lanes: Vec<LaneHealth>,
     /// Circuit breakers.
     pub breakers: Vec<BreakerHealth>,
+    /// Secrets in force.
+    pub keys: Vec<KeyHealth>,
 }
 
 /// What stays the same over the life of the process.
@@ -60,6 +62,7 @@ pub(super) fn take(
         workers,
         breakers: bus.breakers.clone(),
         lanes: bus.lanes.clone(),
+        keys: bus.keys.clone(),
         at: Instant::now(),
     }
 }
