@@ -10,6 +10,7 @@ mod embedded;
 mod faults;
 mod fuzzed;
 mod groups;
+mod model;
 mod names;
 mod proxy;
 mod redis;
