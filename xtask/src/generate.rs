@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::metrics_page;
+use crate::pitfalls;
 use crate::run::cargo;
 
 /// One generated file: where it stands and what it must hold.
@@ -47,6 +48,7 @@ pub fn check(root: &Path) -> Result<()> {
 fn all(root: &Path) -> Result<Vec<Generated>> {
     let mut files = vec![wire_types(root)?];
     files.push(Generated { path: metrics_page::path(), text: metrics_page::page(root)? });
+    files.push(Generated { path: pitfalls::path(), text: pitfalls::page(root)? });
     files.extend(settings_pages(root)?);
     Ok(files)
 }

@@ -5,6 +5,7 @@ mod generate;
 mod levels;
 mod licences;
 mod metrics_page;
+mod pitfalls;
 mod redis;
 mod run;
 

@@ -2,18 +2,13 @@
 
 use std::time::Duration;
 
-use oona::{ConsumerSpec, Delivery, EntryId, Order, Outgoing, Refusal, Stream, attributes};
+use oona::{ConsumerSpec, Delivery, EntryId, Order, Outgoing, Stream, attributes};
 
 use crate::rig::*;
 
 crate::on_both_logs!(
     what_is_published_arrives,
-    what_a_crashed_consumer_had_is_claimed,
-    what_a_restarted_process_had_comes_back,
-    retry_is_not_replay,
     poison_becomes_a_dead_letter,
-    poison_that_crashes_its_handler_becomes_a_dead_letter,
-    undecodable_entries_do_not_stop_the_consumer,
     cancelled_recv_loses_nothing,
     order_is_kept_per_key,
     batches_are_settled_at_once,
@@ -44,60 +39,6 @@ async fn what_is_published_arrives(rig: Rig) {
     assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
 }
 
-async fn what_a_crashed_consumer_had_is_claimed(rig: Rig) {
-    let bus = rig.bus().await;
-    let mut first = consumer(&bus, Stream::Normal);
-    let mut second = consumer(&bus, Stream::Normal);
-    for number in 0..10 {
-        publish(&bus, &state("run", number)).await;
-    }
-    let lost = recv(&mut first).await;
-    assert_eq!((epoch(&lost), lost.attempt), (0, 1));
-    // It crashes: no settling, no more heartbeats.
-    drop((first, lost));
-    for number in 0..10 {
-        let delivery = recv(&mut second).await;
-        assert_eq!((epoch(&delivery), delivery.attempt), (number, 2));
-        delivery.ack().await.unwrap();
-    }
-    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
-    assert_eq!(bus.metrics().refused_total(Stream::Normal, Refusal::Replay), 0);
-}
-
-async fn what_a_restarted_process_had_comes_back(rig: Rig) {
-    {
-        let bus = rig.bus().await;
-        publish(&bus, &state("run", 1)).await;
-        let mut reader = consumer(&bus, Stream::Normal);
-        let delivery = recv(&mut reader).await;
-        bus.flush().await.unwrap();
-        drop((delivery, reader));
-    }
-    let bus = rig.bus().await;
-    let delivery = recv(&mut consumer(&bus, Stream::Normal)).await;
-    assert_eq!((epoch(&delivery), delivery.attempt), (1, 2));
-    delivery.ack().await.unwrap();
-}
-
-async fn retry_is_not_replay(rig: Rig) {
-    let bus = rig.bus().await;
-    let mut reader = consumer(&bus, Stream::KernelRequests);
-    publish_on(&bus, Stream::KernelRequests, &request("r-1", now_ms())).await;
-    Envelope::legacy(&request("r-2", now_ms())).append(&bus, Stream::KernelRequests).await;
-    for attempt in 1..=3 {
-        for _ in 0..2 {
-            let delivery = recv(&mut reader).await;
-            assert_eq!(delivery.attempt, attempt);
-            match attempt {
-                3 => delivery.ack().await.unwrap(),
-                _ => delivery.fail("not yet").await.unwrap(),
-            }
-        }
-    }
-    assert_eq!(bus.metrics().refused_total(Stream::KernelRequests, Refusal::Replay), 0);
-    assert_eq!(bus.depth(Stream::KernelRequests, GROUP).await.unwrap(), 0);
-}
-
 async fn poison_becomes_a_dead_letter(rig: Rig) {
     let bus = rig.bus_with(|config| config.attempts_max = 3).await;
     let mut reader = consumer(&bus, Stream::Normal);
@@ -117,44 +58,6 @@ async fn poison_becomes_a_dead_letter(rig: Rig) {
     assert_eq!(bus.metrics().dead_letter_total(Stream::Normal), 1);
     assert!(bus.remove_dead_letter(letter.entry.id).await.unwrap());
     assert_eq!(bus.len(Stream::DeadLetter).await.unwrap(), 0);
-}
-
-async fn poison_that_crashes_its_handler_becomes_a_dead_letter(rig: Rig) {
-    let bus = rig.bus_with(|config| config.attempts_max = 2).await;
-    publish(&bus, &state("run", 1)).await;
-    for attempt in 1..=2 {
-        let mut reader = consumer(&bus, Stream::Normal);
-        let delivery = recv(&mut reader).await;
-        assert_eq!(delivery.attempt, attempt);
-        drop((delivery, reader));
-    }
-    publish(&bus, &state("run", 2)).await;
-    let mut reader = consumer(&bus, Stream::Normal);
-    let delivery = recv(&mut reader).await;
-    assert_eq!(epoch(&delivery), 2);
-    delivery.ack().await.unwrap();
-    let letters = bus.dead_letters(EntryId::ZERO, 10).await.unwrap();
-    assert_eq!(letters.len(), 1);
-    assert_eq!(letters[0].attempts, 2);
-}
-
-async fn undecodable_entries_do_not_stop_the_consumer(rig: Rig) {
-    let bus = rig.bus().await;
-    let mut reader = consumer(&bus, Stream::Normal);
-    for number in 0..5 {
-        let bytes = vec![0xff_u8; 64];
-        let signature = keyring().sign(&bytes);
-        let fields = [("payload", bytes.as_slice()), ("signature", signature.as_bytes())];
-        bus.append_raw(Stream::Normal, &fields).await.unwrap();
-        publish(&bus, &state("run", number)).await;
-    }
-    for number in 0..5 {
-        let delivery = recv(&mut reader).await;
-        assert_eq!(epoch(&delivery), number);
-        delivery.ack().await.unwrap();
-    }
-    assert_eq!(bus.metrics().refused_total(Stream::Normal, Refusal::Malformed), 5);
-    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
 }
 
 async fn cancelled_recv_loses_nothing(rig: Rig) {

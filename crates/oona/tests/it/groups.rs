@@ -10,7 +10,6 @@ crate::on_both_logs!(
     a_new_group_starts_at_the_beginning,
     two_groups_both_see_everything,
     two_consumers_share,
-    a_vanished_group_is_made_again,
     groups_are_ensured_once,
 );
 
@@ -61,23 +60,6 @@ async fn two_consumers_share(rig: Rig) {
         delivery.ack().await.unwrap();
     }
     assert!(shares.iter().all(|share| *share > 0), "{shares:?}");
-}
-
-async fn a_vanished_group_is_made_again(rig: Rig) {
-    let bus = rig.bus().await;
-    let mut reader = consumer(&bus, Stream::Normal);
-    publish(&bus, &state("run", 1)).await;
-    recv(&mut reader).await.ack().await.unwrap();
-    bus.remove_group(Stream::Normal, GROUP).await.unwrap();
-    publish(&bus, &state("run", 2)).await;
-    // From the beginning again: the first comes as well, and handling it is up to idempotence.
-    let mut seen = BTreeSet::new();
-    while !seen.contains(&2) {
-        let delivery = recv(&mut reader).await;
-        seen.insert(epoch(&delivery));
-        delivery.ack().await.unwrap();
-    }
-    assert_eq!(bus.metrics().groups_recreated_total(Stream::Normal), 1);
 }
 
 async fn groups_are_ensured_once(rig: Rig) {

@@ -12,6 +12,7 @@ mod fuzzed;
 mod groups;
 mod model;
 mod names;
+mod pitfalls;
 mod proxy;
 mod redis;
 mod redis_server;

@@ -9,39 +9,14 @@ use oona::{
 
 use crate::rig::*;
 
-/// Sends one command from a client of its own.
 async fn ask<T: redis::FromRedisValue>(rig: &Rig, words: &[&str]) -> T {
-    let url = rig.server.as_ref().unwrap().url();
-    let client = redis::Client::open(url).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.unwrap()
-}
-
-async fn flush_all(rig: &Rig) {
-    ask::<()>(rig, &["FLUSHALL"]).await;
+    rig.server.as_ref().unwrap().ask(words).await
 }
 
 /// Reads everything new as that consumer, and forgets it.
 async fn take_away(rig: &Rig, consumer: &str) {
     let words = ["XREADGROUP", "GROUP", GROUP, consumer, "STREAMS", "oona.normal", ">"];
     ask::<redis::Value>(rig, &words).await;
-}
-
-#[tokio::test]
-async fn a_flushed_server_gets_its_groups_back() {
-    let rig = Rig::redis();
-    let bus = rig.bus().await;
-    let mut reader = consumer(&bus, Stream::Normal);
-    publish(&bus, &state("run", 1)).await;
-    recv(&mut reader).await.ack().await.unwrap();
-    flush_all(&rig).await;
-    publish(&bus, &state("run", 2)).await;
-    let delivery = recv(&mut reader).await;
-    assert_eq!(epoch(&delivery), 2);
-    delivery.ack().await.unwrap();
-    assert_eq!(bus.metrics().groups_recreated_total(Stream::Normal), 1);
-    // A group that stays away is no hot loop: it is asked for with growing pauses.
-    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -171,46 +146,6 @@ async fn a_silent_consumer_loses_its_entries_after_the_idle_time() {
     assert!(taken.elapsed() >= Duration::from_millis(1_100), "after {:?}", taken.elapsed());
     delivery.ack().await.unwrap();
     assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
-}
-
-/// An entry that was deleted while it was pending must not be claimed for ever.
-#[tokio::test]
-async fn deleted_entries_do_not_stay_pending() {
-    let rig = Rig::redis();
-    let bus = rig.bus_with(|config| config.claim_idle = Duration::from_millis(100)).await;
-    let mut reader = consumer(&bus, Stream::Normal);
-    bus.ensure_groups(&[(Stream::Normal, GROUP)]).await.unwrap();
-    let deleted = publish(&bus, &state("run", 1)).await;
-    take_away(&rig, "foreign").await;
-    assert_eq!(ask::<u64>(&rig, &["XDEL", "oona.normal", &deleted.to_string()]).await, 1);
-    let start = Instant::now();
-    while bus.depth(Stream::Normal, GROUP).await.unwrap() > 0 {
-        let nothing = tokio::time::timeout(Duration::from_millis(50), reader.recv()).await;
-        assert!(nothing.is_err(), "{nothing:?}");
-        assert!(start.elapsed() < PATIENCE, "still pending");
-    }
-}
-
-/// The response time-out of commands must not end a read that blocks longer.
-#[tokio::test]
-async fn a_blocked_reader_is_not_killed_by_the_response_time_out() {
-    let rig = Rig::redis();
-    let mut registry = prometheus_client::registry::Registry::default();
-    let config = Config {
-        command_timeout: Duration::from_millis(200),
-        read_block: Duration::from_secs(1),
-        consumer_ttl: Duration::from_secs(5),
-        ..rig.config.clone()
-    };
-    let bus = Bus::open(config, keyring(), Metrics::register(&mut registry)).await.unwrap();
-    let mut reader = consumer(&bus, Stream::Normal);
-    let idle = tokio::time::timeout(Duration::from_millis(1_500), reader.recv()).await;
-    assert!(idle.is_err());
-    publish(&bus, &state("run", 1)).await;
-    recv(&mut reader).await.ack().await.unwrap();
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    assert!(text.contains("oona_log_failures_total 0"), "{text}");
 }
 
 /// With its real settings an idle consumer reads once a second and looks at its group once.

@@ -89,8 +89,14 @@ impl RedisServer {
         self.port
     }
 
+    /// One command on a connection of its own.
+    pub async fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.unwrap()
+    }
+
     /// Its process, to be stopped and continued.
-    #[allow(dead_code)]
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("it runs").child.id()
     }

@@ -39,7 +39,7 @@ async fn nothing_is_lost_while_the_server_fails() {
         }),
         trial("FLUSHALL", &[], async |world: &mut World| {
             let begun = Instant::now();
-            world.ask::<()>(&["FLUSHALL"]).await;
+            world.server.ask::<()>(&["FLUSHALL"]).await;
             // What stood there unhandled is gone, and with it the claims.
             let lost_between = Some((begun - FORGETS, Instant::now()));
             let allowed = Allowed { lost_between, handled_again: Again::AfterForgetting };
@@ -49,9 +49,9 @@ async fn nothing_is_lost_while_the_server_fails() {
         trial("CLIENT PAUSE ALL", &[], async |world: &mut World| paused(world, "ALL").await),
         trial("read-only replica", &[], async |world: &mut World| {
             // Of a master that does not exist: it keeps its data and takes no writes.
-            world.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+            world.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
             sleep(OUTAGE).await;
-            world.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+            world.server.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
             Over::now()
         }),
     );
@@ -69,7 +69,7 @@ async fn killed(world: &mut World) -> Instant {
 async fn paused(world: &mut World, which: &str) -> Over {
     let time = Duration::from_millis(2_500);
     let begun = Instant::now();
-    world.ask::<()>(&["CLIENT", "PAUSE", &time.as_millis().to_string(), which]).await;
+    world.server.ask::<()>(&["CLIENT", "PAUSE", &time.as_millis().to_string(), which]).await;
     tokio::time::sleep_until(begun + time).await;
     Over::now()
 }

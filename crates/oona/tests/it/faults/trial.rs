@@ -29,15 +29,6 @@ pub struct World {
     pub book: Arc<Book>,
 }
 
-impl World {
-    /// One command on a connection of its own, past the proxy.
-    pub async fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        let client = redis::Client::open(self.server.url()).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.unwrap()
-    }
-}
-
 /// When the fault was over, and what it may have cost.
 pub struct Over {
     pub at: Instant,
