@@ -45,7 +45,8 @@ impl Bus {
     /// # Errors
     /// [`BusError::Config`] with every fault of the settings; [`BusError::Locked`],
     /// [`BusError::Open`] or [`BusError::Damaged`] for the embedded log's file;
-    /// [`BusError::BadUrl`], [`BusError::UnsupportedUrl`] or [`BusError::Log`] for Redis.
+    /// [`BusError::BadUrl`], [`BusError::UnsupportedUrl`], [`BusError::Certificate`],
+    /// [`BusError::TooOld`] or [`BusError::Log`] for Redis.
     pub async fn open(
         config: Config,
         keyring: Keyring,

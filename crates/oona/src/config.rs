@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::durability::{Durabilities, Durability};
+use crate::log::hash_tag;
 use crate::stream::Stream;
 
 /// Which log stands behind the bus.
@@ -15,7 +17,8 @@ pub enum LogChoice {
     },
     /// Redis Streams, Redis 7.0 or later, for several processes or machines.
     Redis {
-        /// A `redis://` URL. It may hold a password and is therefore never printed.
+        /// A `redis://`, `rediss://`, `unix://`, `redis-sentinel://` or `redis-cluster://` URL. It
+        /// may hold a password and is therefore never printed.
         url: String,
     },
 }
@@ -26,6 +29,32 @@ impl std::fmt::Debug for LogChoice {
             Self::Embedded { path } => write!(f, "Embedded({})", path.display()),
             Self::Redis { .. } => f.write_str("Redis(url hidden)"),
         }
+    }
+}
+
+/// What it takes to reach Redis beside the URL.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RedisAccess {
+    /// `REDIS_PASSWORD`: goes before one in the URL.
+    pub password: Option<String>,
+    /// `OONA_REDIS_CA_FILE`: authorities that may have signed the server's certificate, as PEM. The
+    /// system's own when absent.
+    pub ca_file: Option<PathBuf>,
+    /// `OONA_REDIS_CERT_FILE`: the client's certificate, as PEM, for servers that ask for one.
+    pub cert_file: Option<PathBuf>,
+    /// `OONA_REDIS_KEY_FILE`: the key to it, as PEM.
+    pub key_file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for RedisAccess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let password = self.password.as_ref().map(|_| "hidden");
+        f.debug_struct("RedisAccess")
+            .field("password", &password)
+            .field("ca_file", &self.ca_file)
+            .field("cert_file", &self.cert_file)
+            .field("key_file", &self.key_file)
+            .finish()
     }
 }
 
@@ -88,6 +117,20 @@ impl StreamNames {
             Stream::DeadLetter => &self.dead_letter,
         }
     }
+
+    /// The environment variable that names a stream.
+    pub fn setting(stream: Stream) -> &'static str {
+        match stream {
+            Stream::Normal => "OONA_NORMAL_STREAM",
+            Stream::Emergency => "OONA_EMERGENCY_STREAM",
+            Stream::Telemetry => "OONA_TELEMETRY_STREAM",
+            Stream::Policy => "OONA_POLICY_STREAM",
+            Stream::KernelRequests => "OONA_KERNEL_REQUEST_STREAM",
+            Stream::KernelReady => "OONA_KERNEL_READY_STREAM",
+            Stream::KernelErrors => "OONA_KERNEL_ERROR_STREAM",
+            Stream::DeadLetter => "OONA_DEAD_LETTER_STREAM",
+        }
+    }
 }
 
 /// Settings of one bus handle. The environment name and the default stand beside each field.
@@ -95,6 +138,12 @@ impl StreamNames {
 pub struct Config {
     /// `REDIS_URL`, else the embedded log in `./var/oona/log.redb`.
     pub log: LogChoice,
+    /// What it takes to reach Redis beside the URL; nothing.
+    pub redis: RedisAccess,
+    /// `OONA_DURABILITY`, none: what a publish waits for, for all streams and for single ones.
+    pub durability: Durabilities,
+    /// `OONA_DURABILITY_TIMEOUT_MS`, 1.5 s: how long it waits for that.
+    pub durability_timeout: Duration,
     /// Names of the streams.
     pub streams: StreamNames,
     /// The service's consumer group, `weatherlight`. Its backlog is what admission looks at.
@@ -160,6 +209,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             log: LogChoice::Embedded { path: PathBuf::from("./var/oona/log.redb") },
+            redis: RedisAccess::default(),
+            durability: Durabilities::default(),
+            durability_timeout: Duration::from_millis(1_500),
             streams: StreamNames::default(),
             group: "weatherlight".to_owned(),
             consumer: default_consumer("weatherlight"),
@@ -228,6 +280,25 @@ impl Config {
             "gives two streams one name, or an empty one",
             "give every stream a name of its own",
         );
+        let astray = self.streams_astray();
+        demand(
+            astray.is_empty(),
+            "OONA_*_STREAM",
+            &format!("needs one hash tag for all streams on a cluster: set {}", astray.join(", ")),
+            "entries are moved to the dead-letter stream in one step, which takes one node",
+        );
+        demand(
+            !self.is_on_cluster() || hash_tag(&self.key_prefix).is_none(),
+            "OONA_KEY_PREFIX",
+            "has a hash tag of its own",
+            "leave the braces to the names of the streams",
+        );
+        demand(
+            self.redis.cert_file.is_some() == self.redis.key_file.is_some(),
+            "OONA_REDIS_CERT_FILE",
+            "and OONA_REDIS_KEY_FILE belong together",
+            "set both, or neither",
+        );
         for (setting, name) in [
             ("OONA_GROUP", &self.group),
             ("OONA_CONSUMER", &self.consumer),
@@ -250,9 +321,17 @@ impl Config {
             ("OONA_READ_BLOCK_MS", self.read_block),
             ("OONA_COMMAND_TIMEOUT_MS", self.command_timeout),
             ("OONA_PUBLISH_TIMEOUT_MS", self.publish_timeout),
+            ("OONA_DURABILITY_TIMEOUT_MS", self.durability_timeout),
         ] {
             demand(time >= Duration::from_millis(1), setting, "is below 1 ms", "give it some time");
         }
+        let waits = self.durability.classes().any(|class| class != Durability::None);
+        demand(
+            !waits || self.durability_timeout < self.publish_timeout,
+            "OONA_DURABILITY_TIMEOUT_MS",
+            "is not below the time that a publish may take (2 s)",
+            "leave the publish time for the append itself",
+        );
         demand(
             self.consumer_ttl > self.read_block,
             "OONA_CONSUMER_TTL_MS",
@@ -268,6 +347,30 @@ impl Config {
             "order them: 0 < emergency <= backpressure <= depth",
         );
         faults
+    }
+
+    fn is_on_cluster(&self) -> bool {
+        matches!(&self.log, LogChoice::Redis { url } if crate::log::is_cluster(url))
+    }
+
+    /// On a cluster: how to name the streams that do not share a node with the dead-letter stream.
+    fn streams_astray(&self) -> Vec<String> {
+        if !self.is_on_cluster() {
+            return Vec::new();
+        }
+        let common = hash_tag(&self.streams.dead_letter);
+        let tag = common.unwrap_or("oona");
+        let astray = Stream::ALL
+            .iter()
+            .filter(|stream| common.is_none() || hash_tag(self.streams.name(**stream)) != common);
+        astray
+            .map(|stream| {
+                let name = self.streams.name(*stream);
+                let rest = name.strip_prefix(tag).and_then(|rest| rest.strip_prefix('.'));
+                let rest = rest.unwrap_or(name).replace(['{', '}'], "");
+                format!("{}={{{tag}}}.{rest}", StreamNames::setting(*stream))
+            })
+            .collect()
     }
 
     fn names_are_distinct(&self) -> bool {
@@ -322,8 +425,37 @@ mod tests {
     }
 
     #[test]
+    fn on_a_cluster_all_streams_share_a_hash_tag() {
+        let log = LogChoice::Redis { url: "redis-cluster://localhost".to_owned() };
+        let mut config = Config { log, ..Config::default() };
+        let fault = config.check().remove(0);
+        for expected in ["OONA_NORMAL_STREAM={oona}.normal", "OONA_DEAD_LETTER_STREAM={oona}.dead"]
+        {
+            assert!(fault.problem.contains(expected), "{fault}");
+        }
+        let names = &mut config.streams;
+        for name in [
+            &mut names.normal,
+            &mut names.emergency,
+            &mut names.telemetry,
+            &mut names.policy,
+            &mut names.kernel_requests,
+            &mut names.kernel_ready,
+            &mut names.kernel_errors,
+            &mut names.dead_letter,
+        ] {
+            *name = name.replacen("oona", "{bus}", 1);
+        }
+        assert_eq!(config.check(), []);
+        config.streams.policy = "{other}.policy".to_owned();
+        let problem = config.check().remove(0).problem;
+        assert!(problem.ends_with("set OONA_POLICY_STREAM={bus}.other.policy"), "{problem}");
+    }
+
+    #[test]
     fn a_password_in_the_url_is_never_shown() {
         let log = LogChoice::Redis { url: "redis://:hunter2@localhost".to_owned() };
-        assert!(!format!("{:?}", Config { log, ..Config::default() }).contains("hunter2"));
+        let redis = RedisAccess { password: Some("hunter2".to_owned()), ..RedisAccess::default() };
+        assert!(!format!("{:?}", Config { log, redis, ..Config::default() }).contains("hunter2"));
     }
 }

@@ -21,6 +21,18 @@ pub enum LogError {
         /// What the client reported.
         source: redis::RedisError,
     },
+    /// One side does not accept the other's certificate. Retrying does not help by itself.
+    #[error(
+        "the certificate of the log at {log} is not accepted, or it does not accept ours; set \
+         OONA_REDIS_CA_FILE to the authority that signed it, and OONA_REDIS_CERT_FILE and \
+         OONA_REDIS_KEY_FILE when it asks for a client certificate"
+    )]
+    Untrusted {
+        /// Address without credentials.
+        log: String,
+        /// What the client reported.
+        source: redis::RedisError,
+    },
     /// No answer in time. The command may or may not have been carried out.
     #[error("{operation} got no answer from the log within {after:?}")]
     TimedOut {
@@ -88,13 +100,26 @@ pub enum BusError {
     #[error("the bus settings have {} fault(s): {}", .0.len(), list(.0))]
     Config(Vec<ConfigFault>),
     /// The URL is no Redis URL.
-    #[error("REDIS_URL is no valid URL; write redis://HOST:PORT/DB")]
-    BadUrl,
-    /// A kind of URL that this build does not speak.
-    #[error("{scheme} URLs are not supported in this build; use redis://HOST:PORT/DB")]
+    #[error("REDIS_URL cannot be used: {problem}; write {URL_FORMS}")]
+    BadUrl {
+        /// What is wrong with it; never a part of it.
+        problem: &'static str,
+    },
+    /// A URL of something else.
+    #[error("{scheme} URLs do not lead to Redis; write {URL_FORMS}")]
     UnsupportedUrl {
         /// Scheme of the URL, without the rest.
         scheme: String,
+    },
+    /// A file with certificates or a key cannot be read.
+    #[error(
+        "cannot read {path}; check OONA_REDIS_CA_FILE, OONA_REDIS_CERT_FILE, OONA_REDIS_KEY_FILE"
+    )]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What the system reported.
+        source: std::io::Error,
     },
     /// The server is too old: atomic claims need Redis 7.0.
     #[error("the server at {log} is Redis {version}; Oona needs 7.0 or later, or any Valkey")]
@@ -135,6 +160,10 @@ pub enum BusError {
     #[error(transparent)]
     Log(#[from] LogError),
 }
+
+/// How the log may be named.
+const URL_FORMS: &str = "redis://HOST:PORT/DB, rediss:// for TLS, unix:///PATH, \
+    redis-sentinel://HOST:PORT,HOST:PORT/MASTER/DB or redis-cluster://HOST:PORT,HOST:PORT";
 
 fn list(faults: &[ConfigFault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join(". ")

@@ -14,6 +14,14 @@ pub fn bus_config(settings: &EsperSettings) -> oona::Config {
     };
     oona::Config {
         log,
+        redis: oona::RedisAccess {
+            password: settings.redis_password.as_ref().map(|secret| secret.expose().to_owned()),
+            ca_file: settings.oona_redis_ca_file.clone(),
+            cert_file: settings.oona_redis_cert_file.clone(),
+            key_file: settings.oona_redis_key_file.clone(),
+        },
+        durability: settings.oona_durability.clone(),
+        durability_timeout: settings.oona_durability_timeout,
         streams: oona::StreamNames {
             normal: settings.oona_normal_stream.clone(),
             emergency: settings.oona_emergency_stream.clone(),

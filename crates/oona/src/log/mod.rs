@@ -17,7 +17,9 @@ use crate::error::{BusError, LogError};
 
 pub(crate) use self::embedded::open_bytes as embedded_file;
 use self::embedded::{EmbeddedLog, EmbeddedReader};
+pub use self::redis::check_url;
 use self::redis::{RedisLog, RedisReader};
+pub(crate) use self::redis::{hash_tag, is_cluster};
 
 /// The backlog of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -94,17 +94,13 @@ async fn open(url: &str) -> Result<Bus, BusError> {
 
 #[tokio::test]
 async fn unusable_urls_are_typed_errors_without_secrets() {
-    for (url, scheme) in [
-        ("rediss://:hunter2@localhost", "rediss"),
-        ("redis-sentinel://:hunter2@localhost", "redis-sentinel"),
-        ("redis-cluster://:hunter2@localhost", "redis-cluster"),
-    ] {
+    let error = open("amqp://:hunter2@localhost").await.unwrap_err();
+    assert!(matches!(&error, BusError::UnsupportedUrl { scheme } if scheme == "amqp"), "{error}");
+    for url in ["not a url", "redis-sentinel://:hunter2@localhost", "redis://:hunter2@h:port"] {
         let error = open(url).await.unwrap_err();
-        let BusError::UnsupportedUrl { scheme: found } = &error else { panic!("{error}") };
-        assert_eq!(found, scheme);
+        assert!(matches!(error, BusError::BadUrl { .. }), "{error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"));
     }
-    assert!(matches!(open("not a url").await, Err(BusError::BadUrl)));
 }
 
 #[tokio::test]

@@ -52,7 +52,10 @@ impl From<OpenError> for BootFailure {
             OpenError::NoSecret
             | OpenError::LibraryConfig(_)
             | OpenError::Bus(
-                BusError::Config(_) | BusError::BadUrl | BusError::UnsupportedUrl { .. },
+                BusError::Config(_)
+                | BusError::BadUrl { .. }
+                | BusError::UnsupportedUrl { .. }
+                | BusError::Certificate { .. },
             ) => Exit::Configuration,
             OpenError::Bus(_)
             | OpenError::Library(_)

@@ -74,6 +74,7 @@ from_value! {
     usize: Value::Integer(number) => usize::try_from(*number).ok();
     f64: Value::Number(number) => Some(*number);
     Duration: Value::Duration(span) => Some(*span);
+    oona::Durabilities: Value::Text(text) => text.parse().ok();
     SecretText: Value::Secret(secret) => Some(secret.clone());
 }
 

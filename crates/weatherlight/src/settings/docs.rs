@@ -94,7 +94,14 @@ fn property(row: &Definition) -> Value {
         Kind::Number(min, max) => json!({ "type": "number", "minimum": min, "maximum": max }),
         Kind::Bytes(..) | Kind::Duration(..) => json!({ "type": ["number", "string"] }),
         Kind::Choice(words) => json!({ "enum": words }),
-        Kind::Text | Kind::Url(_) | Kind::Path | Kind::Address | Kind::LogFilter | Kind::Secret => {
+        Kind::Text
+        | Kind::Url(_)
+        | Kind::RedisUrl
+        | Kind::Durability
+        | Kind::Path
+        | Kind::Address
+        | Kind::LogFilter
+        | Kind::Secret => {
             json!({ "type": "string" })
         }
     };

@@ -44,6 +44,10 @@ pub enum Kind {
     Text,
     /// A URL with one of these schemes.
     Url(&'static [&'static str]),
+    /// A URL of a Redis server, of its sentinels or of a cluster.
+    RedisUrl,
+    /// A durability class for all streams, then `STREAM=CLASS` for those that differ.
+    Durability,
     /// A path; relative ones are taken from the working directory.
     Path,
     /// An address and port to listen on.
@@ -90,6 +94,11 @@ pub enum Value {
 }
 
 impl Kind {
+    /// Whether the value may hold credentials between other things.
+    pub(super) const fn is_url(&self) -> bool {
+        matches!(self, Self::Url(_) | Self::RedisUrl)
+    }
+
     /// Whether the value must be kept out of every output.
     pub const fn is_secret(&self) -> bool {
         matches!(self, Self::Secret)
@@ -101,6 +110,8 @@ impl Kind {
             self,
             Self::Text
                 | Self::Url(_)
+                | Self::RedisUrl
+                | Self::Durability
                 | Self::Path
                 | Self::Address
                 | Self::Choice(_)
@@ -114,6 +125,13 @@ impl Kind {
         match self {
             Self::Text => "a text".into(),
             Self::Url(schemes) => format!("a URL ({})", schemes.join(", ")),
+            Self::RedisUrl => "a Redis URL (redis, rediss, unix, redis-sentinel, rediss-sentinel, \
+                               redis-cluster, rediss-cluster)"
+                .into(),
+            Self::Durability => {
+                "none, wait[:REPLICAS] or waitaof[:REPLICAS], then STREAM=CLASS behind commas"
+                    .into()
+            }
             Self::Path => "a path".into(),
             Self::Address => "an address with port (127.0.0.1:9100)".into(),
             Self::Switch => "true or false".into(),
@@ -139,6 +157,11 @@ impl Kind {
         match *self {
             Self::Text => Some(Value::Text(text.to_owned())),
             Self::Url(schemes) => url(text, schemes),
+            Self::RedisUrl => oona::check_url(text).ok().map(|()| Value::Text(text.to_owned())),
+            Self::Durability => {
+                let durabilities = text.parse::<oona::Durabilities>().ok()?;
+                Some(Value::Text(durabilities.to_string()))
+            }
             Self::Path => Some(Value::Path(PathBuf::from(text))),
             Self::Address => text.parse().ok().map(Value::Address),
             Self::Switch => switch(text).map(Value::Switch),
@@ -282,6 +305,29 @@ mod tests {
         check(kind, "http://localhost", None);
         check(kind, "redis://", None);
         check(kind, "localhost:6379", None);
+    }
+
+    #[test]
+    fn every_kind_of_redis_url_is_taken_and_a_broken_one_is_not() {
+        for url in [
+            "redis://me:pw@localhost:6380/2",
+            "rediss://localhost",
+            "unix:///run/redis.sock",
+            "redis-sentinel://a,b:26380/main/0",
+            "rediss-cluster://a,b",
+        ] {
+            check(Kind::RedisUrl, url, Some(Value::Text(url.into())));
+        }
+        for url in ["localhost", "redis-sentinel://a,b", "redis-cluster://a/3", "http://h"] {
+            check(Kind::RedisUrl, url, None);
+        }
+    }
+
+    #[test]
+    fn durabilities_are_shown_in_full() {
+        let text = |text: &str| Some(Value::Text(text.into()));
+        check(Kind::Durability, "waitaof,policy=wait", text("waitaof:0,policy=wait:1"));
+        check(Kind::Durability, "always", None);
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn value_of(row: &Definition, found: &Found) -> Result<Value, Problem> {
         expected: row.kind.describe(),
         found: match row.kind {
             Kind::Secret => None,
-            Kind::Url(_) => Some(masked_url(&found.text)),
+            kind if kind.is_url() => Some(masked_url(&found.text)),
             _ => Some(found.text.clone()),
         },
     })
@@ -151,7 +151,7 @@ fn value_of(row: &Definition, found: &Found) -> Result<Value, Problem> {
 fn shown(definition: &Definition, value: &Value) -> Option<String> {
     Some(match value {
         Value::Absent => return None,
-        Value::Text(text) if matches!(definition.kind, Kind::Url(_)) => masked_url(text),
+        Value::Text(text) if definition.kind.is_url() => masked_url(text),
         Value::Text(text) => text.clone(),
         Value::Path(path) => path.display().to_string(),
         Value::Address(address) => address.to_string(),

@@ -51,13 +51,32 @@ impl PartialEq for SecretText {
 
 impl Eq for SecretText {}
 
-/// A URL with the password in it, if there is one, replaced by the mask.
+/// A URL with the passwords in it, in front of the hosts or behind the question mark, replaced by
+/// the mask.
 pub fn masked_url(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (rest, query) =
+        rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
     let authority_end = rest.find('/').unwrap_or(rest.len());
-    let Some(at) = rest[..authority_end].rfind('@') else { return url.to_owned() };
-    let user = rest[..at].split(':').next().unwrap_or_default();
-    format!("{scheme}://{user}:{MASK}@{}", &rest[at + 1..])
+    let shown = match rest[..authority_end].rfind('@') {
+        Some(at) => {
+            let user = rest[..at].split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}:{MASK}@{}", &rest[at + 1..])
+        }
+        None => format!("{scheme}://{rest}"),
+    };
+    match query {
+        None => shown,
+        Some(query) => format!("{shown}?{}", masked_query(query)),
+    }
+}
+
+fn masked_query(query: &str) -> String {
+    let masked = |pair: &str| match pair.split_once('=') {
+        Some((name, _)) if name.contains("pass") => format!("{name}={MASK}"),
+        _ => pair.to_owned(),
+    };
+    query.split('&').map(masked).collect::<Vec<_>>().join("&")
 }
 
 #[cfg(test)]
@@ -75,6 +94,11 @@ mod tests {
     fn a_password_in_a_url_is_masked() {
         assert_eq!(masked_url("redis://:pw@h:1/0"), format!("redis://:{MASK}@h:1/0"));
         assert_eq!(masked_url("redis://me:p@w@h/0"), format!("redis://me:{MASK}@h/0"));
+        assert_eq!(
+            masked_url("redis-sentinel://u:pw@a,b/m/0?sentinel_password=x&sentinel_user=s"),
+            format!("redis-sentinel://u:{MASK}@a,b/m/0?sentinel_password={MASK}&sentinel_user=s")
+        );
+        assert_eq!(masked_url("unix:///s?pass=pw"), format!("unix:///s?pass={MASK}"));
         assert_eq!(masked_url("redis://h/0"), "redis://h/0");
         assert_eq!(masked_url("sqlite:///./x@y.db"), "sqlite:///./x@y.db");
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::definition::settings;
 use super::kind::Kind::{
-    Address, Bytes, Choice, Duration as Span, Integer, LogFilter, Number, Path, Secret, Switch,
-    Text, Url,
+    Address, Bytes, Choice, Durability, Duration as Span, Integer, LogFilter, Number, Path,
+    RedisUrl, Secret, Switch, Text, Url,
 };
 use super::kind::Unit::{Hours, Milliseconds, Seconds};
 use super::secret::SecretText;
@@ -62,8 +62,26 @@ settings! {
     }
     "Message bus" {
         redis_url: Option<String> = "REDIS_URL" "oona.redis_url"
-            Url(&["redis", "rediss", "redis+unix", "unix"]), None, Restart,
-            "Redis 7.0 or later for several processes or machines. Unset: the embedded log, for this process alone.";
+            RedisUrl, None, Restart,
+            "Redis 7.0 or later, or Valkey, for several processes or machines. Unset: the embedded log, for this process alone.";
+        redis_password: Option<SecretText> = "REDIS_PASSWORD" "oona.redis_password"
+            Secret, None, Restart,
+            "Password for Redis; goes before one in the URL. The user, if not the default one, stands in the URL.";
+        oona_redis_ca_file: Option<PathBuf> = "OONA_REDIS_CA_FILE" "oona.redis_ca_file"
+            Path, None, Restart,
+            "PEM file of the authorities that may have signed the certificate of a `rediss` server. Unset: the system's own.";
+        oona_redis_cert_file: Option<PathBuf> = "OONA_REDIS_CERT_FILE" "oona.redis_cert_file"
+            Path, None, Restart,
+            "PEM file of the client certificate, for servers that ask for one. Needs OONA_REDIS_KEY_FILE.";
+        oona_redis_key_file: Option<PathBuf> = "OONA_REDIS_KEY_FILE" "oona.redis_key_file"
+            Path, None, Restart,
+            "PEM file of the key to the client certificate.";
+        oona_durability: oona::Durabilities = "OONA_DURABILITY" "oona.durability"
+            Durability, Some("none"), Restart,
+            "What a publish waits for on Redis: `none` (the server has it), `wait:N` (N replicas have it too), `waitaof:N` (it is on disk, there and on N replicas; Redis 7.2). Streams that differ follow behind commas: `none,policy=waitaof,emergency=wait:1`.";
+        oona_durability_timeout: Duration = "OONA_DURABILITY_TIMEOUT_MS" "oona.durability_timeout_ms"
+            Span(Milliseconds, 1.0, 60_000.0), Some("1500"), Restart,
+            "How long it waits for that. Beyond it the publish fails and says that the entry stands in the log, less safe than asked for.";
         oona_normal_stream: String = "OONA_NORMAL_STREAM" "oona.normal_stream"
             Text, Some("oona.normal"), Restart,
             "Stream of system states, commands and field reports.";

@@ -29,7 +29,7 @@ impl RedisLog {
         let mut ids = Vec::with_capacity(nonces.len());
         for (nonce, id) in nonces {
             let id = id.to_string();
-            let key = format!("{}:{nonce}", self.0.key_prefix);
+            let key = format!("{}:{nonce}", self.0.claim_prefix);
             pipe.cmd("SET").arg(key).arg(&id).arg("NX").arg("GET").arg("PX").arg(ttl_ms);
             ids.push(id);
         }

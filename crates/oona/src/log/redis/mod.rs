@@ -1,70 +1,82 @@
 //! Redis Streams. One multiplexed connection carries all commands, a second one the urgent
 //! appends, and every blocking reader has its own: a blocked connection answers nobody else.
+//!
+//! Reading order: `url` (what a URL says), `access` (the clients it stands for), `link`
+//! (connections that come back by themselves), then this file and what is asked over them.
 
-mod connect;
+mod access;
 mod consume;
 mod link;
 mod look;
 mod reader;
 mod reply;
 mod scripts;
+mod tag;
 mod upkeep;
+mod url;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::ConnectionManager;
-use redis::{Cmd, FromRedisValue, Pipeline, RedisError};
+use redis::cluster_routing::Slot;
+use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
 
 use crate::config::Config;
 use crate::entry::EntryId;
 use crate::error::{BusError, LogError};
 use crate::log::GroupInfo;
 
+use self::access::Access;
 use self::link::Link;
 pub(crate) use self::reader::RedisReader;
 use self::reply::{entry_id, groups};
 use self::scripts::Scripts;
+pub(crate) use self::tag::hash_tag;
+pub use self::url::check_url;
+pub(crate) use self::url::is_cluster;
 
 /// A log on a Redis or Valkey server.
 #[derive(Clone)]
 pub(crate) struct RedisLog(Arc<Inner>);
 
 struct Inner {
-    client: redis::Client,
-    /// Address without credentials, for errors.
-    address: String,
+    access: Arc<Access>,
+    /// Of the streams in a cluster, all of them.
+    slot: Slot,
     main: Link,
     urgent: Link,
     command_timeout: Duration,
     key_prefix: String,
+    /// Prefix of the claims; with the hash tag of the streams when they have one.
+    claim_prefix: String,
     claim_ttl: Duration,
     scripts: Scripts,
 }
 
 impl std::fmt::Debug for RedisLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RedisLog({})", self.0.address)
+        write!(f, "RedisLog({})", self.0.access.shown)
     }
 }
 
 impl RedisLog {
     /// Connects and asks for the time: a server that does not answer now is reported now.
     pub(crate) async fn open(url: &str, config: &Config) -> Result<Self, BusError> {
-        let (client, address) = connect::client(url)?;
-        let link = || {
-            let (client, command_timeout) = (client.clone(), config.command_timeout);
-            Link::new(move || connect::manager(&client, command_timeout))
-                .map_err(|source| LogError::Unreachable { log: address.clone(), source })
-        };
-        let (main, urgent) = (link()?, link()?);
+        let access = Arc::new(Access::of(url, &config.redis)?);
+        let anchor = &config.streams.dead_letter;
+        let slot = Slot::for_key(anchor);
+        let prefix = &config.key_prefix;
         let log = Self(Arc::new(Inner {
-            client,
-            address,
-            main,
-            urgent,
+            slot,
+            main: Link::new(Arc::clone(&access), slot, config.command_timeout),
+            urgent: Link::new(Arc::clone(&access), slot, config.command_timeout),
+            access,
             command_timeout: config.command_timeout,
-            key_prefix: config.key_prefix.clone(),
+            key_prefix: prefix.clone(),
+            claim_prefix: match hash_tag(anchor) {
+                Some(tag) => format!("{prefix}:{{{tag}}}"),
+                None => prefix.clone(),
+            },
             claim_ttl: config.claim_ttl(),
             scripts: Scripts::new(),
         }));
@@ -86,7 +98,7 @@ impl RedisLog {
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         if major.is_some_and(|major| major < 7) {
             let version = version.to_owned();
-            return Err(BusError::TooOld { log: self.0.address.clone(), version });
+            return Err(BusError::TooOld { log: self.0.access.shown.clone(), version });
         }
         Ok(())
     }
@@ -140,7 +152,7 @@ impl RedisLog {
         cmd: &Cmd,
     ) -> Result<T, LogError> {
         let mut connection = self.connection(urgent);
-        self.bounded_on(urgent, operation, cmd.query_async(&mut connection)).await
+        self.bounded(operation, cmd.query_async(&mut connection)).await
     }
 
     /// Sends a pipeline and waits for all its answers.
@@ -151,42 +163,23 @@ impl RedisLog {
         pipe: &Pipeline,
     ) -> Result<T, LogError> {
         let mut connection = self.connection(urgent);
-        self.bounded_on(urgent, operation, pipe.query_async(&mut connection)).await
+        self.bounded(operation, pipe.query_async(&mut connection)).await
     }
 
-    fn connection(&self, urgent: bool) -> ConnectionManager {
-        self.link(urgent).manager()
+    fn connection(&self, urgent: bool) -> Link {
+        if urgent { self.0.urgent.clone() } else { self.0.main.clone() }
     }
 
-    fn link(&self, urgent: bool) -> &Link {
-        if urgent { &self.0.urgent } else { &self.0.main }
-    }
-
-    /// Waits for an answer on the main connection.
     async fn bounded<T>(
         &self,
         operation: &'static str,
         answer: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, LogError> {
-        self.bounded_on(false, operation, answer).await
-    }
-
-    async fn bounded_on<T>(
-        &self,
-        urgent: bool,
-        operation: &'static str,
-        answer: impl Future<Output = Result<T, RedisError>>,
-    ) -> Result<T, LogError> {
         let after = self.0.command_timeout;
-        let watch = self.link(urgent).watch();
-        let answer = match tokio::time::timeout(after, answer).await {
+        match tokio::time::timeout(after, answer).await {
             Ok(answer) => answer.map_err(|source| self.fault(operation, source)),
             Err(_) => Err(LogError::TimedOut { operation, after }),
-        };
-        if !matches!(answer, Err(LogError::TimedOut { .. })) {
-            watch.answered();
         }
-        answer
     }
 
     /// What a client error means to the bus.
@@ -198,11 +191,13 @@ impl RedisLog {
         if source.is_timeout() {
             return LogError::TimedOut { operation, after: self.0.command_timeout };
         }
+        let log = self.0.access.shown.clone();
+        if is_untrusted(&source) {
+            return LogError::Untrusted { log, source };
+        }
         match source.kind() {
-            Kind::Io | Kind::Client => {
-                LogError::Unreachable { log: self.0.address.clone(), source }
-            }
             Kind::Parse | Kind::UnexpectedReturnType => LogError::Reply { operation },
+            kind if is_absent(kind) => LogError::Unreachable { log, source },
             _ => LogError::Refused { operation, source },
         }
     }
@@ -211,6 +206,45 @@ impl RedisLog {
     fn beats_key(&self, stream: &str, group: &str) -> String {
         format!("{}:beats:{stream}:{group}", self.0.key_prefix)
     }
+}
+
+/// Nobody there who could answer, or nobody yet: while a server loads its data, while a failover
+/// goes on, while a slot moves. Waiting helps.
+fn is_absent(kind: ErrorKind) -> bool {
+    use ServerErrorKind as Server;
+    match kind {
+        ErrorKind::Io
+        | ErrorKind::Client
+        | ErrorKind::MasterNameNotFoundBySentinel
+        | ErrorKind::ClusterConnectionNotFound => true,
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            Server::ReadOnly
+                | Server::MasterDown
+                | Server::BusyLoading
+                | Server::ClusterDown
+                | Server::TryAgain
+                | Server::Moved
+                | Server::Ask
+        ),
+        _ => false,
+    }
+}
+
+/// Whether the server's certificate, or ours in its eyes, was the reason.
+fn is_untrusted(error: &RedisError) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let found = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)) =
+            found.or(cause.downcast_ref::<rustls::Error>())
+        {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }
 
 fn xadd(stream: &str, fields: &[(&[u8], &[u8])]) -> Cmd {

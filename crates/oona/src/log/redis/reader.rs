@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-
-use super::{RedisLog, connect, reply};
+use super::link::Wire;
+use super::{RedisLog, reply};
 use crate::entry::RawEntry;
 use crate::error::LogError;
 use crate::log::Seat;
@@ -16,7 +15,7 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct RedisReader {
     log: RedisLog,
     seat: Seat,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Wire>,
 }
 
 impl std::fmt::Debug for RedisReader {
@@ -40,7 +39,7 @@ impl RedisReader {
         // Taken out, so that a failed or cancelled read never leaves a half-read connection behind.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => connect::dedicated(&self.log.0.client)
+            None => Wire::connect(&self.log.0.access, self.log.0.slot, None)
                 .await
                 .map_err(|source| self.log.fault("connect", source))?,
         };
