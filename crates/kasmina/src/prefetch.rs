@@ -295,7 +295,7 @@ async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder) -> bool {
     });
     let publishing = bus.publish(Stream::KernelRequests, MessagePriority::High, SOURCE, &message);
     match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {
-        Ok(Ok(outcome)) if outcome.is_sent() => true,
+        Ok(Ok(outcome)) if outcome.is_accepted() => true,
         Ok(Ok(outcome)) => {
             tracing::warn!(request = %order.request, ?outcome, "request for a kernel refused");
             false

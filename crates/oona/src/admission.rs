@@ -1,4 +1,7 @@
 //! Who may publish under pressure, and where to. Pure.
+//!
+//! The bands, in per cent of `depth_max`: from 50 HIGH and CRITICAL are rerouted, from 75 LOW is
+//! refused, from 85 NORMAL (where conservative mode begins as well), from 95 HIGH; CRITICAL never.
 
 use leyline::wire::MessagePriority;
 
@@ -29,7 +32,7 @@ impl Bands {
     pub(crate) fn of(config: &Config) -> Self {
         let high = config.depth_max.saturating_mul(95) / 100;
         let low = config.backpressure_threshold;
-        let normal = low.max(low / 2 + high / 2);
+        let normal = normal(config);
         Self { emergency: config.emergency_threshold, low, normal, high: high.max(normal) }
     }
 
@@ -40,6 +43,12 @@ impl Bands {
         if urgent && stream.may_reroute() && depth >= self.emergency {
             return Admission::Reroute;
         }
+        self.admit_at_home(priority, depth)
+    }
+
+    /// Decides for a message that stays on its own stream.
+    pub(crate) fn admit_at_home(&self, priority: MessagePriority, depth: u64) -> Admission {
+        use MessagePriority as P;
         let limit = match priority {
             P::Low => self.low,
             P::Unspecified | P::Normal => self.normal,
@@ -48,6 +57,12 @@ impl Bands {
         };
         if depth >= limit { Admission::Refuse } else { Admission::Publish }
     }
+}
+
+/// From here on NORMAL is refused: half-way between LOW and HIGH, 85 % of `depth_max` by default.
+pub(crate) fn normal(config: &Config) -> u64 {
+    let (low, high) = (config.backpressure_threshold, config.depth_max.saturating_mul(95) / 100);
+    low.max(low.midpoint(high))
 }
 
 #[cfg(test)]
@@ -71,6 +86,26 @@ mod tests {
             let found = [Low, Normal, High, Critical]
                 .map(|priority| bands.admit(Stream::KernelRequests, priority, depth));
             assert_eq!(found, expected, "at {depth}");
+        }
+    }
+
+    /// The table of the specification: per cent of the limit, and who is turned away from there on.
+    #[test]
+    fn the_bands_are_per_cent_of_any_limit() {
+        for depth_max in [20, 100, 1_000, 10_000, 1_000_000] {
+            let config = Config { depth_max, ..Config::default() }.with_bands_of_depth();
+            assert_eq!(config.check(), []);
+            let bands = Bands::of(&config);
+            let at = |percent: u64| depth_max * percent / 100;
+            for (percent, priority) in [(75, Low), (85, Normal), (95, High)] {
+                let verdict = |depth| bands.admit(Stream::KernelRequests, priority, depth);
+                // Half a step of rounding where the limit is small.
+                assert_eq!(verdict(at(percent) + 1), Refuse, "{priority:?} of {depth_max}");
+                assert_eq!(verdict(at(percent) - 2), Publish, "{priority:?} of {depth_max}");
+            }
+            assert_eq!(bands.admit(Stream::Normal, High, at(50)), Reroute);
+            assert_eq!(bands.admit(Stream::Normal, High, at(50) - 1), Publish);
+            assert_eq!(bands.admit(Stream::KernelRequests, Critical, at(100) + 1), Publish);
         }
     }
 

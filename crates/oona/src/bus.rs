@@ -8,19 +8,24 @@ use leyline::sign::Keyring;
 use leyline::wire::MessagePriority;
 use tokio::time::Instant;
 
-use crate::admission::Bands;
+use crate::admission::{self, Bands};
 use crate::breaker::{BreakerPosition, BreakerStanding, Limits};
+use crate::bucket::Buckets;
 use crate::check::Checker;
 use crate::config::{Config, LogKind};
+use crate::conservative::{self, ConservativeBecause};
 use crate::consumer::{Consumer, ConsumerSpec, Post, Role};
 use crate::entry::EntryId;
 use crate::error::{BusError, PublishError};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::publish::{Outcome, Outgoing};
-use crate::shared::{Depths, Names, Pulse};
+use crate::shared::{Names, Pulse};
 use crate::stream::Stream;
 use crate::work::Work;
+
+/// Origins whose rate on the emergency lane is kept apart; some 100 bytes each.
+pub(crate) const ORIGINS_MAX: usize = 1024;
 
 /// One handle over either log. Cheap to clone; all clones share connections, limits and breakers.
 #[derive(Debug, Clone)]
@@ -33,7 +38,7 @@ pub(crate) struct Inner {
     pub(crate) keyring: Keyring,
     pub(crate) metrics: Metrics,
     pub(crate) bands: Bands,
-    pub(crate) depths: Depths,
+    pub(crate) emergency_rates: Mutex<Buckets>,
     pub(crate) pulse: Arc<Pulse>,
     names: Arc<Names>,
     posts: Mutex<Vec<Weak<Post>>>,
@@ -61,14 +66,20 @@ impl Bus {
         for key in std::iter::once(keyring.current_id()).chain(keyring.previous_id()) {
             drop(metrics.key_use(key));
         }
-        let pulse = Arc::new(Pulse::new(breaker_limits(&config), metrics.clone()));
+        let conservative = conservative::Limits {
+            enter_depth: admission::normal(&config),
+            recovery_depth: config.recovery_depth,
+            recovery_window: config.recovery_window,
+        };
+        let pulse = Arc::new(Pulse::new(breaker_limits(&config), conservative, metrics.clone()));
+        let emergency_per_min = config.emergency_per_min;
         Ok(Self(Arc::new(Inner {
             log,
             bands: Bands::of(&config),
             config,
             keyring,
             metrics,
-            depths: Depths::default(),
+            emergency_rates: Mutex::new(Buckets::new(emergency_per_min, ORIGINS_MAX)),
             pulse,
             names: Arc::default(),
             posts: Mutex::default(),
@@ -218,9 +229,11 @@ impl Bus {
         let mut points = self.0.metrics.points();
         for stream in Stream::ALL {
             #[expect(clippy::cast_precision_loss, reason = "a backlog stays far below 2^52")]
-            let depth = self.0.depths.last(stream) as f64;
+            let depth = self.0.pulse.lanes.last(stream).depth() as f64;
             points.push((format!("oona.queue_depth_{stream}"), depth));
         }
+        let conservative = f64::from(u8::from(!self.conservative().is_empty()));
+        points.push(("oona.conservative_mode".to_owned(), conservative));
         let publish = self.0.pulse.standings().into_iter().collect();
         let consume = self.posts().iter().map(|post| post.breaker()).collect();
         points.push(("oona.publish_breaker_state".to_owned(), worst(publish)));
@@ -237,6 +250,12 @@ impl Bus {
         breakers.sort_by(|a, b| a.name.cmp(&b.name).then(b.position.cmp(&a.position)));
         breakers.dedup_by(|a, b| a.name == b.name);
         breakers
+    }
+
+    /// The streams in conservative mode, where NORMAL and LOW messages pause, and why.
+    pub fn conservative(&self) -> Vec<(Stream, ConservativeBecause)> {
+        let mode = |stream| Some((stream, self.0.pulse.lanes.last(stream).because()?));
+        Stream::ALL.into_iter().filter_map(mode).collect()
     }
 
     /// The settings in force.

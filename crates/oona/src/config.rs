@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::admission;
 use crate::durability::{Durabilities, Durability};
 use crate::log::hash_tag;
 use crate::stream::Stream;
@@ -191,6 +192,14 @@ pub struct Config {
     /// `OONA_EMERGENCY_THRESHOLD`, 5 000 entries: from here on HIGH and CRITICAL are rerouted to
     /// the emergency stream, kernel traffic excepted.
     pub emergency_threshold: u64,
+    /// `OONA_RECOVERY_DEPTH`, 5 000 entries: conservative mode, which begins where NORMAL is refused,
+    /// ends below this backlog.
+    pub recovery_depth: u64,
+    /// `OONA_RECOVERY_WINDOW_MS`, 2 s: how long the backlog must have been below that.
+    pub recovery_window: Duration,
+    /// `OONA_EMERGENCY_MAX_PER_MIN`, 120: emergency messages a minute of one origin (a subsystem and
+    /// its training run), published by it or handed out as signals.
+    pub emergency_per_min: u32,
     /// 100 ms: the backlog is looked at no more often than this.
     pub depth_sample_interval: Duration,
     /// 3: failures of the log in a row that open a breaker.
@@ -233,6 +242,9 @@ impl Default for Config {
             depth_max: 10_000,
             backpressure_threshold: 7_500,
             emergency_threshold: 5_000,
+            recovery_depth: 5_000,
+            recovery_window: Duration::from_millis(2_000),
+            emergency_per_min: 120,
             depth_sample_interval: Duration::from_millis(100),
             breaker_failures: 3,
             breaker_open: Duration::from_secs(30),
@@ -346,6 +358,18 @@ impl Config {
             "does not lie between OONA_EMERGENCY_THRESHOLD and OONA_QUEUE_DEPTH_MAX",
             "order them: 0 < emergency <= backpressure <= depth",
         );
+        demand(
+            self.recovery_depth > 0 && self.recovery_depth <= admission::normal(self),
+            "OONA_RECOVERY_DEPTH",
+            "does not lie between 1 and the backlog from which NORMAL is refused",
+            "choose half of OONA_QUEUE_DEPTH_MAX or less, else conservative mode never ends or flaps",
+        );
+        demand(
+            self.emergency_per_min > 0,
+            "OONA_EMERGENCY_MAX_PER_MIN",
+            "is 0",
+            "allow at least one emergency message a minute",
+        );
         faults
     }
 
@@ -371,6 +395,19 @@ impl Config {
                 format!("{}={{{tag}}}.{rest}", StreamNames::setting(*stream))
             })
             .collect()
+    }
+
+    /// The same settings with every band at its share of `depth_max`: 75 % (LOW refused), 50 %
+    /// (rerouting, end of conservative mode).
+    #[must_use]
+    pub fn with_bands_of_depth(self) -> Self {
+        let share = |percent: u64| (self.depth_max.saturating_mul(percent) / 100).max(1);
+        Self {
+            backpressure_threshold: share(75),
+            emergency_threshold: share(50),
+            recovery_depth: share(50),
+            ..self
+        }
     }
 
     fn names_are_distinct(&self) -> bool {

@@ -44,7 +44,10 @@ macro_rules! label_enum {
 
 label_enum! {
     /// What became of a publish.
-    Published { Sent = "published", Rerouted = "rerouted", Refused = "refused", Failed = "failed" }
+    Published {
+        Sent = "published", Rerouted = "rerouted", Spooled = "spooled", Refused = "refused",
+        Failed = "failed",
+    }
 }
 label_enum! {
     /// What became of an entry that was read.
@@ -157,6 +160,9 @@ pub struct Metrics {
     pending: Family<GroupLabels, Gauge>,
     lag: Family<GroupLabels, Gauge>,
     breaker_state: Family<BreakerLabel, Gauge>,
+    conservative_mode: Family<StreamLabel, Gauge>,
+    pub(crate) emergency_limited: Counter,
+    pub(crate) emergency_diverted: Counter,
     pub(crate) publish_seconds: Histogram,
     delivery_seconds: Family<StreamLabel, Histogram, fn() -> Histogram>,
     handler_seconds: Family<StreamLabel, Histogram, fn() -> Histogram>,
@@ -189,6 +195,9 @@ impl Metrics {
             pending: Family::default(),
             lag: Family::default(),
             breaker_state: Family::default(),
+            conservative_mode: Family::default(),
+            emergency_limited: Counter::default(),
+            emergency_diverted: Counter::default(),
             publish_seconds: seconds(),
             delivery_seconds: Family::new_with_constructor(seconds),
             handler_seconds: Family::new_with_constructor(seconds),
@@ -230,6 +239,21 @@ impl Metrics {
         registry.register("oona_lag", "Entries not yet delivered", m.lag);
         registry.register("oona_breaker_state", "0 closed, 1 half-open, 2 open", m.breaker_state);
         registry.register(
+            "oona_conservative_mode",
+            "1 while NORMAL and LOW messages of the stream pause",
+            m.conservative_mode,
+        );
+        registry.register(
+            "oona_emergency_limited",
+            "Emergency messages not published there since their origin was beyond its rate",
+            m.emergency_limited,
+        );
+        registry.register(
+            "oona_emergency_diverted",
+            "Signals passed on as ordinary messages since their origin was beyond its rate",
+            m.emergency_diverted,
+        );
+        registry.register(
             "oona_delivery_seconds",
             "Time from append to the handler",
             m.delivery_seconds,
@@ -253,6 +277,9 @@ impl Metrics {
             ] {
                 drop(family.get_or_create(&label));
             }
+        }
+        for stream in Stream::ALL {
+            self.show_conservative(stream, false);
         }
         self.show_breaker(BreakerName::Publish, BreakerPosition::Closed);
         self.show_breaker(BreakerName::PublishUrgent, BreakerPosition::Closed);
@@ -289,6 +316,9 @@ impl Metrics {
             ("oona.publish_total".to_owned(), all(&|s| outcome(s, Published::Sent))),
             ("oona.publish_rerouted".to_owned(), all(&|s| outcome(s, Published::Rerouted))),
             ("oona.publish_dropped".to_owned(), all(&|s| outcome(s, Published::Refused))),
+            ("oona.publish_spooled".to_owned(), all(&|s| outcome(s, Published::Spooled))),
+            ("oona.emergency_limited".to_owned(), number(self.emergency_limited.get())),
+            ("oona.emergency_diverted".to_owned(), number(self.emergency_diverted.get())),
             ("oona.dead_letter_total".to_owned(), all(&|s| self.dead_letter_total(s))),
         ];
         let kernel = [Stream::KernelRequests, Stream::KernelReady, Stream::KernelErrors];
@@ -375,6 +405,10 @@ impl Metrics {
             BreakerPosition::Open => 2,
         };
         self.breaker_state.get_or_create(&BreakerLabel { name }).set(number);
+    }
+
+    pub(crate) fn show_conservative(&self, stream: Stream, is_so: bool) {
+        self.conservative_mode.get_or_create(&StreamLabel { stream }).set(i64::from(is_so));
     }
 
     pub(crate) fn observe_delivery(&self, stream: Stream, seconds: f64) {

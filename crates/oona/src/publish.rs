@@ -1,6 +1,7 @@
 //! Publishing: admission, sealing, appending.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use leyline::Message;
@@ -11,6 +12,8 @@ use tokio::time::Instant;
 use crate::admission::Admission;
 use crate::attributes;
 use crate::bus::Bus;
+use crate::conservative::{ConservativeBecause, Lane};
+use crate::emergency;
 use crate::entry::{EntryId, PAYLOAD, SIGNATURE};
 use crate::error::{LogError, PublishError};
 use crate::log::GroupInfo;
@@ -42,8 +45,15 @@ pub struct Outgoing<'a> {
 pub enum RefusedBecause {
     /// The backlog of the stream's group is too long for this priority.
     Backlog,
+    /// The stream is in conservative mode: its backlog was too long and is not yet low for long
+    /// enough. HIGH and CRITICAL go on.
+    Conservative,
+    /// The origin has used up its share of the emergency lane.
+    RateLimited,
     /// The log has failed several times in a row and is left alone for a while.
     BreakerOpen,
+    /// The log is away, and so much waits on disk already that no more is taken.
+    SpoolFull,
 }
 
 /// What became of a publish. Look at it: a refused message was not sent.
@@ -64,6 +74,14 @@ pub enum Outcome {
         /// Its place in the emergency stream.
         id: EntryId,
     },
+    /// The log is away. The message stands on this machine's disk and is sent when it is back: in
+    /// its order, behind what waits for the same stream.
+    Spooled {
+        /// The stream it will stand in.
+        stream: Stream,
+        /// Messages that wait for that stream, this one included.
+        waiting: u64,
+    },
     /// It was not sent.
     Refused {
         /// Why.
@@ -74,11 +92,28 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the message stands in a stream.
+    /// Whether Oona answers for the message from now on: it stands in a stream, or on disk.
+    pub fn is_accepted(&self) -> bool {
+        match self {
+            Self::Published { .. } | Self::Rerouted { .. } | Self::Spooled { .. } => true,
+            Self::Refused { .. } => false,
+        }
+    }
+
+    /// Whether the message stands in a stream already.
     pub fn is_sent(&self) -> bool {
-        !matches!(self, Self::Refused { .. })
+        matches!(self, Self::Published { .. } | Self::Rerouted { .. })
     }
 }
+
+/// Where a message goes, and whether its append looks at the backlog on the way.
+struct Route {
+    lane: Stream,
+    sample: bool,
+}
+
+/// Why a message is refused, and when trying again may help.
+type No = (RefusedBecause, Duration);
 
 /// A signed envelope, ready to append.
 struct Sealed {
@@ -97,6 +132,7 @@ impl Bus {
         let kind = match &outcome {
             Ok(Outcome::Published { .. }) => Published::Sent,
             Ok(Outcome::Rerouted { .. }) => Published::Rerouted,
+            Ok(Outcome::Spooled { .. }) => Published::Spooled,
             Ok(Outcome::Refused { .. }) => Published::Refused,
             Err(_) => Published::Failed,
         };
@@ -110,58 +146,105 @@ impl Bus {
         if !outgoing.stream.carries(kind) {
             return Err(PublishError::WrongStream { stream: outgoing.stream, kind });
         }
-        let (admission, sample) = self.admit(outgoing.stream, outgoing.priority).await?;
-        let lane = match admission {
-            Admission::Publish => outgoing.stream,
-            Admission::Reroute => Stream::Emergency,
-            Admission::Refuse => {
-                let reason = RefusedBecause::Backlog;
-                return Ok(Outcome::Refused { reason, retry_after: RETRY_AFTER });
-            }
+        let route = match self.route(outgoing).await? {
+            Ok(route) => route,
+            Err((reason, retry_after)) => return Ok(Outcome::Refused { reason, retry_after }),
         };
+        let lane = route.lane;
         let sealed = self.seal(outgoing, lane)?;
         let urgent = lane == Stream::Emergency;
         let let_through = |breaker: &mut crate::breaker::Breaker| breaker.admit(Instant::now());
         if let Err(retry_after) = self.0.pulse.breaker(urgent, let_through) {
             return Ok(Outcome::Refused { reason: RefusedBecause::BreakerOpen, retry_after });
         }
-        let id = self.append(lane, &sealed, urgent, sample && lane == outgoing.stream).await;
+        let id = self.append(lane, &sealed, urgent, route.sample).await;
         self.0.pulse.breaker(urgent, |breaker| match &id {
             Err(error) if error.is_failure() => breaker.failed(Instant::now()),
             _ => breaker.succeeded(),
         });
         let id = id.inspect_err(|_| self.0.metrics.count_log_failure())?;
-        Ok(match admission {
-            Admission::Reroute => Outcome::Rerouted { from: outgoing.stream, id },
-            _ => Outcome::Published { stream: lane, id },
+        Ok(match lane == outgoing.stream {
+            true => Outcome::Published { stream: lane, id },
+            false => Outcome::Rerouted { from: outgoing.stream, id },
         })
     }
 
-    /// Decides by the backlog as last seen, and says whether this publish shall look again. A
-    /// refusal is decided on a fresh look when one is due, or it would never end.
-    async fn admit(
+    /// Finds the stream to publish on, or why not to. Backlogs are judged as last seen; one publish
+    /// in a while is told to look again. A refusal is decided on a fresh look when one is due, or it
+    /// would never end.
+    async fn route(&self, outgoing: Outgoing<'_>) -> Result<Result<Route, No>, LogError> {
+        let Outgoing { stream, priority, .. } = outgoing;
+        if stream == Stream::Emergency
+            && let Err(retry_after) = self.take_token(outgoing)
+        {
+            return Ok(Err((RefusedBecause::RateLimited, retry_after)));
+        }
+        if priority == MessagePriority::Critical && !stream.may_reroute() {
+            return Ok(Ok(Route { lane: stream, sample: false }));
+        }
+        let lanes = &self.0.pulse.lanes;
+        let (mut lane, mut due) = lanes.look(stream, self.0.config.depth_sample_interval);
+        let mut admission = self.admit(stream, priority, &lane);
+        if due && admission != Ok(Admission::Publish) {
+            lane = self.look_at_backlog(stream).await?;
+            admission = self.admit(stream, priority, &lane);
+            due = false;
+        }
+        if admission == Ok(Admission::Reroute) {
+            if self.take_token(outgoing).is_ok() {
+                return Ok(Ok(Route { lane: Stream::Emergency, sample: false }));
+            }
+            admission = Ok(self.0.bands.admit_at_home(priority, lane.depth()));
+        }
+        Ok(match admission {
+            Ok(Admission::Refuse) => Err((RefusedBecause::Backlog, RETRY_AFTER)),
+            Ok(Admission::Publish | Admission::Reroute) => Ok(Route { lane: stream, sample: due }),
+            Err(no) => Err(no),
+        })
+    }
+
+    /// What the mode and the bands say to a message at a backlog.
+    fn admit(
         &self,
         stream: Stream,
         priority: MessagePriority,
-    ) -> Result<(Admission, bool), LogError> {
-        if priority == MessagePriority::Critical && !stream.may_reroute() {
-            return Ok((Admission::Publish, false));
+        lane: &Lane,
+    ) -> Result<Admission, No> {
+        match lane.pauses(stream, priority) {
+            Some(ConservativeBecause::Backlog) => {
+                let retry_after = lane.retry_after(Instant::now(), &self.0.pulse.lanes.limits);
+                Err((RefusedBecause::Conservative, retry_after.max(RETRY_AFTER)))
+            }
+            // Then the breaker decides.
+            Some(ConservativeBecause::LogAway) | None => {
+                Ok(self.0.bands.admit(stream, priority, lane.depth()))
+            }
         }
-        let (depth, due) = self.0.depths.look(stream, self.0.config.depth_sample_interval);
-        let admission = self.0.bands.admit(stream, priority, depth);
-        if admission == Admission::Publish || !due {
-            return Ok((admission, due));
-        }
-        let groups = self.0.log.groups(self.name(stream)).await?;
-        let depth = self.note_depth(stream, &groups);
-        Ok((self.0.bands.admit(stream, priority, depth), false))
     }
 
-    pub(crate) fn note_depth(&self, stream: Stream, groups: &[GroupInfo]) -> u64 {
+    /// Takes a token of the message's origin for the emergency lane, or says when there is one.
+    fn take_token(&self, outgoing: Outgoing<'_>) -> Result<(), Duration> {
+        let origin = emergency::origin(outgoing.source, outgoing.message);
+        let mut rates = self.0.emergency_rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = rates.take(&origin, Instant::now());
+        if taken.is_err() {
+            self.0.metrics.emergency_limited.inc();
+        }
+        taken
+    }
+
+    async fn look_at_backlog(&self, stream: Stream) -> Result<Lane, LogError> {
+        let groups = self.0.log.groups(self.name(stream)).await;
+        if groups.as_ref().is_err_and(LogError::is_failure) {
+            self.0.metrics.count_log_failure();
+            self.0.pulse.breaker(false, |breaker| breaker.failed(Instant::now()));
+        }
+        Ok(self.note_depth(stream, &groups?))
+    }
+
+    pub(crate) fn note_depth(&self, stream: Stream, groups: &[GroupInfo]) -> Lane {
         let group = groups.iter().find(|info| info.name == self.0.config.group);
-        let depth = group.map_or(0, GroupInfo::depth);
-        self.0.depths.note(stream, depth);
-        depth
+        self.0.pulse.lanes.note(stream, group.map_or(0, GroupInfo::depth))
     }
 
     /// Puts the attributes in and signs: exactly these bytes are sent and verified.

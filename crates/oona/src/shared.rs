@@ -1,5 +1,5 @@
-//! What all clones of a bus share beside the log: last seen backlogs, the breakers of publishing,
-//! the consumer names in use.
+//! What all clones of a bus share beside the log: last seen backlogs and modes, the breakers of
+//! publishing, the consumer names in use. The state machines are pure; here stand only their locks.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,54 +7,107 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::breaker::{Breaker, BreakerStanding, Limits};
+use crate::breaker::{Breaker, BreakerPosition, BreakerStanding, Limits};
+use crate::conservative::{self, Event, Lane};
 use crate::log::Seat;
 use crate::metrics::{BreakerName, Metrics};
 use crate::stream::Stream;
 
-/// The last known backlog of every stream, and when it was looked at.
+/// Every stream's backlog as last seen, its mode, and when it was looked at.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    lanes: [Mutex<Looked>; Stream::ALL.len()],
+    pub(crate) limits: conservative::Limits,
+    metrics: Metrics,
+}
+
 #[derive(Debug, Default)]
-pub(crate) struct Depths([Mutex<(Option<Instant>, u64)>; Stream::ALL.len()]);
+struct Looked {
+    at: Option<Instant>,
+    lane: Lane,
+}
 
-impl Depths {
-    fn of(&self, stream: Stream) -> MutexGuard<'_, (Option<Instant>, u64)> {
+impl Lanes {
+    fn of(&self, stream: Stream) -> MutexGuard<'_, Looked> {
         let index = Stream::ALL.iter().position(|one| *one == stream).unwrap_or(0);
-        self.0[index].lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The backlog as last seen, and whether the caller shall look again. Of several callers only
-    /// one is told to.
-    pub(crate) fn look(&self, stream: Stream, interval: Duration) -> (u64, bool) {
+    /// The lane as last seen, and whether the caller shall look again. Of several callers only one
+    /// is told to.
+    pub(crate) fn look(&self, stream: Stream, interval: Duration) -> (Lane, bool) {
         let mut known = self.of(stream);
-        let due = known.0.is_none_or(|at| at.elapsed() >= interval);
+        let due = known.at.is_none_or(|at| at.elapsed() >= interval);
         if due {
-            known.0 = Some(Instant::now());
+            known.at = Some(Instant::now());
         }
-        (known.1, due)
+        (known.lane, due)
     }
 
-    /// The backlog as last seen.
-    pub(crate) fn last(&self, stream: Stream) -> u64 {
-        self.of(stream).1
+    /// The lane as last seen.
+    pub(crate) fn last(&self, stream: Stream) -> Lane {
+        self.of(stream).lane
     }
 
-    pub(crate) fn note(&self, stream: Stream, depth: u64) {
-        self.of(stream).1 = depth;
+    /// Takes note of a look, and says in log and metrics when the mode changes by it.
+    pub(crate) fn note(&self, stream: Stream, depth: u64) -> Lane {
+        let mut known = self.of(stream);
+        let before = known.lane.because();
+        known.lane.note(Event::Depth(depth), Instant::now(), &self.limits);
+        let lane = known.lane;
+        drop(known);
+        match (before, lane.because()) {
+            (None, Some(_)) => {
+                tracing::warn!(%stream, depth, "conservative mode begins, NORMAL and LOW messages pause");
+                self.metrics.show_conservative(stream, true);
+            }
+            (Some(_), None) => {
+                tracing::info!(%stream, depth, "conservative mode ends");
+                self.metrics.show_conservative(stream, false);
+            }
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        lane
+    }
+
+    /// The breaker of publishing has moved between closed and not closed.
+    fn log_moved(&self, event: Event) {
+        for stream in Stream::ALL {
+            let mut known = self.of(stream);
+            known.lane.note(event, Instant::now(), &self.limits);
+            self.metrics.show_conservative(stream, known.lane.because().is_some());
+        }
+        match event {
+            Event::LogLeft => {
+                tracing::warn!("conservative mode begins on all streams, the log is away")
+            }
+            Event::Depth(_) | Event::LogReturned => {
+                tracing::info!("the log is back, conservative mode ends where the backlog is low")
+            }
+        }
     }
 }
 
-/// The breakers of publishing, which any sign of life from the log shortens.
+/// The breakers of publishing, which any sign of life from the log shortens, and the lanes, which
+/// follow them.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     publish: Mutex<Breaker>,
     urgent: Mutex<Breaker>,
+    pub(crate) lanes: Lanes,
     metrics: Metrics,
 }
 
 impl Pulse {
-    pub(crate) fn new(limits: Limits, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        conservative: conservative::Limits,
+        metrics: Metrics,
+    ) -> Self {
         let breaker = || Mutex::new(Breaker::new(limits));
-        Self { publish: breaker(), urgent: breaker(), metrics }
+        let lanes =
+            Lanes { lanes: Default::default(), limits: conservative, metrics: metrics.clone() };
+        Self { publish: breaker(), urgent: breaker(), lanes, metrics }
     }
 
     /// Acts on the breaker of one lane and shows where it stands then.
@@ -66,8 +119,14 @@ impl Pulse {
         let mut breaker = lane.lock().unwrap_or_else(PoisonError::into_inner);
         let before = breaker.position();
         let done = act(&mut breaker);
-        if breaker.position() != before {
-            self.metrics.show_breaker(name, breaker.position());
+        let now = breaker.position();
+        if now != before {
+            self.metrics.show_breaker(name, now);
+        }
+        let closed = BreakerPosition::Closed;
+        if !urgent && (before == closed) != (now == closed) {
+            // Still under the breaker's lock, so that the lanes see its moves in their order.
+            self.lanes.log_moved(if now == closed { Event::LogReturned } else { Event::LogLeft });
         }
         done
     }

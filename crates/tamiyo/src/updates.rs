@@ -140,7 +140,7 @@ impl PolicyUpdates {
         let publishing =
             self.bus.publish(Stream::Telemetry, MessagePriority::High, crate::ISSUED_BY, &packet);
         match timeout(TELL_TIMEOUT, publishing).await {
-            Ok(Ok(outcome)) if outcome.is_sent() => {}
+            Ok(Ok(outcome)) if outcome.is_accepted() => {}
             _ => tracing::debug!("telemetry did not hear of the refusal"),
         }
     }

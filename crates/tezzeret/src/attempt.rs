@@ -161,7 +161,9 @@ pub(crate) async fn announce(bus: Bus, record: Record, metrics: Metrics) {
             Ok(Ok(Outcome::Refused { retry_after, .. })) => {
                 tokio::time::sleep(retry_after.min(ANNOUNCE_TIMEOUT)).await;
             }
-            Ok(Ok(Outcome::Published { .. } | Outcome::Rerouted { .. })) => return,
+            Ok(Ok(
+                Outcome::Published { .. } | Outcome::Rerouted { .. } | Outcome::Spooled { .. },
+            )) => return,
             Ok(Err(error)) => {
                 tracing::warn!(blueprint = %record.job.blueprint, %error, "catalogue update not sent");
                 tokio::time::sleep(ANNOUNCE_TIMEOUT / 5).await;

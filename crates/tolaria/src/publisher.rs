@@ -144,7 +144,9 @@ impl Publisher {
                 self.metrics.publish_failed.inc();
                 debug!(?stream, kind = message.message_type().as_str_name(), "bus refused a copy");
             }
-            Ok(Ok(_)) => {
+            Ok(Ok(
+                Outcome::Published { .. } | Outcome::Rerouted { .. } | Outcome::Spooled { .. },
+            )) => {
                 self.metrics.published.inc();
             }
             Ok(Err(error)) => {

@@ -368,7 +368,7 @@ impl Worker {
         let publishing = self.bus.publish(stream, MessagePriority::High, SOURCE, &answer.message);
         let published = tokio::time::timeout(self.publish_timeout, publishing).await;
         let fault = match published {
-            Ok(Ok(outcome)) if outcome.is_sent() => {
+            Ok(Ok(outcome)) if outcome.is_accepted() => {
                 self.metrics.answered(answer.outcome, delivery.received_at.elapsed());
                 return acknowledge(delivery).await;
             }

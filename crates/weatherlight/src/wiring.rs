@@ -12,6 +12,10 @@ pub fn bus_config(settings: &EsperSettings) -> oona::Config {
         Some(url) => oona::LogChoice::Redis { url: url.clone() },
         None => oona::LogChoice::Embedded { path: settings.state_dir.join("oona/log.redb") },
     };
+    let bands = oona::Config { depth_max: settings.oona_queue_depth_max, ..Default::default() }
+        .with_bands_of_depth();
+    let emergency_threshold =
+        settings.oona_emergency_threshold.unwrap_or(bands.emergency_threshold);
     oona::Config {
         log,
         redis: oona::RedisAccess {
@@ -41,8 +45,13 @@ pub fn bus_config(settings: &EsperSettings) -> oona::Config {
         attempts_max: settings.oona_attempts_max,
         claim_idle: settings.oona_claim_idle,
         depth_max: settings.oona_queue_depth_max,
-        backpressure_threshold: settings.oona_backpressure_threshold,
-        emergency_threshold: settings.oona_emergency_threshold,
+        backpressure_threshold: settings
+            .oona_backpressure_threshold
+            .unwrap_or(bands.backpressure_threshold),
+        emergency_threshold,
+        recovery_depth: settings.oona_recovery_depth.unwrap_or(emergency_threshold),
+        recovery_window: settings.oona_recovery_window,
+        emergency_per_min: settings.oona_emergency_per_min,
         ..oona::Config::default()
     }
 }
@@ -170,6 +179,20 @@ mod tests {
         let asked = tolaria::Config::new(run, tolaria::data::Source::Xor, 1);
         let trained = training_config(&settings, asked.clone());
         assert_eq!(tolaria::Config { checkpoints: None, ..trained }, asked);
+    }
+
+    /// Whoever sets the limit alone gets every band in proportion.
+    #[test]
+    fn bands_that_are_not_set_follow_the_limit() {
+        let bus = |overrides: &[&str]| {
+            let overrides = overrides.iter().map(|one| (*one).to_owned()).collect();
+            let sources = Sources { overrides, ..Sources::default() };
+            let bus = bus_config(&resolve(&sources).unwrap().settings);
+            (bus.backpressure_threshold, bus.emergency_threshold, bus.recovery_depth)
+        };
+        assert_eq!(bus(&["OONA_QUEUE_DEPTH_MAX=2000"]), (1_500, 1_000, 1_000));
+        let both = ["OONA_QUEUE_DEPTH_MAX=2000", "OONA_EMERGENCY_THRESHOLD=600"];
+        assert_eq!(bus(&both), (1_500, 600, 600));
     }
 
     #[test]

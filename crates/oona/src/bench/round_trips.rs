@@ -66,7 +66,7 @@ async fn measure(bus: &Bus, rounds: usize, payload_bytes: usize) -> Result<Round
         let priority = MessagePriority::Normal;
         match bus.publish(Stream::Telemetry, priority, "oona.bench", &message).await? {
             Outcome::Published { id, .. } | Outcome::Rerouted { id, .. } => last = id,
-            Outcome::Refused { .. } => return Err(BenchError::Refused),
+            Outcome::Refused { .. } | Outcome::Spooled { .. } => return Err(BenchError::Refused),
         }
         publish.push(started.elapsed());
         let received = tokio::time::timeout(DELIVERY_TIMEOUT, consumer.recv()).await;

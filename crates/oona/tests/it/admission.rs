@@ -14,11 +14,15 @@ crate::on_both_logs!(
     oversize_is_refused_with_a_typed_error,
     a_stream_takes_only_its_types,
     the_emergency_lane_sorts,
+    an_origin_has_its_share_of_the_emergency_lane,
+    a_flood_of_one_origin_does_not_hold_up_another,
+    conservative_mode_ends_once_the_backlog_has_stayed_low,
     round_trips_are_measured,
 );
 
 fn small(config: &mut Config) {
     (config.emergency_threshold, config.backpressure_threshold, config.depth_max) = (5, 10, 20);
+    config.recovery_depth = 5;
 }
 
 async fn fill(bus: &oona::Bus, stream: Stream, entries: u32) {
@@ -37,7 +41,8 @@ async fn fill(bus: &oona::Bus, stream: Stream, entries: u32) {
 }
 
 fn refused(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Refused { reason: RefusedBecause::Backlog, .. })
+    use RefusedBecause::{Backlog, Conservative};
+    matches!(outcome, Outcome::Refused { reason: Backlog | Conservative, .. })
 }
 
 async fn a_full_queue_refuses_the_lowest_first(rig: Rig) {
@@ -150,6 +155,115 @@ async fn the_emergency_lane_sorts(rig: Rig) {
     let (ended, ()) = tokio::time::timeout(PATIENCE, both).await.unwrap();
     ended.unwrap();
     assert_eq!(bus.depth(Stream::Emergency, GROUP).await.unwrap(), 0);
+}
+
+fn signal(run: &str) -> leyline::Message {
+    EmergencySignal { run_id: run.to_owned(), origin: "test".to_owned(), ..Default::default() }
+        .into()
+}
+
+async fn an_origin_has_its_share_of_the_emergency_lane(rig: Rig) {
+    let few = |config: &mut Config| {
+        small(config);
+        config.emergency_per_min = 2;
+    };
+    let bus = rig.bus_with(few).await;
+    fill(&bus, Stream::Normal, 6).await;
+    let mut outcomes = Vec::new();
+    for run in ["one", "one", "one", "two"] {
+        let sent = bus.publish(Stream::Emergency, P::Critical, "test", &signal(run)).await.unwrap();
+        outcomes.push(sent);
+    }
+    let [first, second, third, another] = outcomes.try_into().unwrap();
+    assert!(first.is_sent() && second.is_sent() && another.is_sent());
+    let Outcome::Refused { reason: RefusedBecause::RateLimited, retry_after } = third else {
+        panic!("{third:?}")
+    };
+    // Two a minute: the next token comes within half a minute.
+    assert!(retry_after > std::time::Duration::from_secs(20), "{retry_after:?}");
+    // What pressure would move there stays at home, and is not refused for it.
+    let message = state("one", 1);
+    let sent = bus.publish(Stream::Normal, P::High, "test", &message).await.unwrap();
+    assert!(matches!(sent, Outcome::Published { stream: Stream::Normal, .. }), "{sent:?}");
+    let sent = bus.publish(Stream::Normal, P::High, "test", &state("two", 1)).await.unwrap();
+    assert!(matches!(sent, Outcome::Rerouted { from: Stream::Normal, .. }), "{sent:?}");
+}
+
+/// The flood comes from a program that does not keep to the rate. Its receiver does not take any of
+/// it, and still the other's signal comes through.
+async fn a_flood_of_one_origin_does_not_hold_up_another(rig: Rig) {
+    let bus = rig.bus_with(|config| config.emergency_per_min = 20).await;
+    let name = "oona.emergency";
+    for _ in 0..400 {
+        Envelope::of(&signal("wild"), name).append(&bus, Stream::Emergency).await;
+    }
+    Envelope::of(&signal("calm"), name).append(&bus, Stream::Emergency).await;
+    let (signals, mut signals_seen) = mpsc::channel(64);
+    let (rerouted, mut rerouted_seen) = mpsc::channel(8);
+    let heartbeat = Heartbeat::detached();
+    let lane =
+        EmergencyLane { bus: bus.clone(), group: GROUP.to_owned(), signals, rerouted, heartbeat };
+    let stop = CancellationToken::new();
+    let watch = async {
+        for run in std::iter::repeat_n("wild", 20).chain(["calm"]) {
+            let delivery = signals_seen.recv().await.unwrap();
+            assert_eq!(delivery.message, signal(run));
+            delivery.ack().await.unwrap();
+        }
+        // Nothing of the flood is lost: it was kept back.
+        for _ in 0..380 {
+            let delivery = rerouted_seen.recv().await.unwrap();
+            assert_eq!((&delivery.message, delivery.attempt), (&signal("wild"), 1));
+            delivery.ack().await.unwrap();
+        }
+        stop.cancel();
+    };
+    let both = async { tokio::join!(lane.run(stop.clone()), watch) };
+    let (ended, ()) = tokio::time::timeout(PATIENCE, both).await.unwrap();
+    ended.unwrap();
+    assert_eq!(bus.depth(Stream::Emergency, GROUP).await.unwrap(), 0);
+    let points = std::collections::BTreeMap::from_iter(bus.points());
+    assert_eq!(points["oona.emergency_diverted"], 380.0);
+}
+
+async fn conservative_mode_ends_once_the_backlog_has_stayed_low(rig: Rig) {
+    let window = std::time::Duration::from_millis(300);
+    let bus = rig
+        .bus_with(|config| {
+            // Far apart: some publishes pass between two looks.
+            config.depth_max = 200;
+            *config = config.clone().with_bands_of_depth();
+            config.recovery_window = window;
+        })
+        .await;
+    let stream = Stream::KernelRequests;
+    bus.ensure_groups(&[(stream, GROUP)]).await.unwrap();
+    for number in 0..120 {
+        publish_on(&bus, stream, &request(&format!("r-{number}"), now_ms())).await;
+    }
+    let message = request("r", now_ms());
+    let publish = async |priority| bus.publish(stream, priority, "test", &message).await.unwrap();
+    while !refused(&publish(P::Normal).await) {}
+    assert_eq!(bus.conservative(), [(stream, oona::ConservativeBecause::Backlog)]);
+    assert!(publish(P::High).await.is_sent(), "HIGH goes on");
+
+    let mut reader = consumer(&bus, stream);
+    let mut emptied = std::time::Instant::now();
+    while bus.depth(stream, GROUP).await.unwrap() > 0 {
+        emptied = std::time::Instant::now();
+        recv(&mut reader).await.ack().await.unwrap();
+    }
+    loop {
+        match publish(P::Normal).await {
+            Outcome::Refused { reason: RefusedBecause::Conservative, retry_after } => {
+                assert!(retry_after >= window);
+                tokio::task::yield_now().await;
+            }
+            outcome => break assert!(outcome.is_sent(), "{outcome:?}"),
+        }
+    }
+    assert!(emptied.elapsed() >= window, "left after {:?}", emptied.elapsed());
+    assert_eq!(bus.conservative(), []);
 }
 
 async fn round_trips_are_measured(rig: Rig) {

@@ -209,7 +209,10 @@ impl FieldReports {
         let sending =
             self.bus.publish(Stream::Normal, MessagePriority::Normal, crate::ISSUED_BY, &message);
         match timeout(PUBLISH_TIMEOUT, sending).await {
-            Ok(Ok(Outcome::Published { .. } | Outcome::Rerouted { .. })) => Sent::Yes,
+            // On disk it is as safe as in this publisher's own store, and keeps its place there.
+            Ok(Ok(
+                Outcome::Published { .. } | Outcome::Rerouted { .. } | Outcome::Spooled { .. },
+            )) => Sent::Yes,
             Ok(Ok(Outcome::Refused { retry_after, .. })) => Sent::NotNow(retry_after),
             Ok(Err(error @ (PublishError::Oversize { .. } | PublishError::WrongStream { .. }))) => {
                 Sent::Never(error)

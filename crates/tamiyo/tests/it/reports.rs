@@ -246,6 +246,7 @@ async fn a_bus_that_refuses_is_asked_again_and_the_report_stays_on_disk() {
         depth_max: 2,
         backpressure_threshold: 1,
         emergency_threshold: 1,
+        recovery_depth: 1,
         depth_sample_interval: Duration::ZERO,
         ..oona::Config::default()
     };

@@ -38,9 +38,10 @@ pub struct Receiver {
     pub picture: watch::Sender<EmergencyPicture>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "lives on the stack for one step")]
 enum Event {
     Signal(Delivery),
-    Rerouted(Delivery),
+    Rerouted(Vec<Delivery>),
     Stop,
 }
 
@@ -53,23 +54,42 @@ impl Receiver {
         loop {
             match self.next_event(&stop).await {
                 Event::Signal(delivery) => self.signal(delivery).await?,
-                Event::Rerouted(delivery) => {
-                    self.picture.send_modify(|picture| picture.others += 1);
-                    delivery.ack().await?;
-                }
+                Event::Rerouted(deliveries) => self.rerouted(deliveries).await?,
                 Event::Stop => return Ok(()),
             }
         }
     }
 
     async fn next_event(&mut self, stop: &CancellationToken) -> Event {
+        let mut rerouted = Vec::new();
         tokio::select! {
             biased;
             () = stop.cancelled() => Event::Stop,
             Some(delivery) = self.signals.recv() => Event::Signal(delivery),
-            Some(delivery) = self.rerouted.recv() => Event::Rerouted(delivery),
+            1.. = self.rerouted.recv_many(&mut rerouted, REROUTED_LEN_MAX) => {
+                Event::Rerouted(rerouted)
+            }
             else => Event::Stop,
         }
+    }
+
+    /// In one step, so that a flood is settled as fast as it is read. A signal that comes here was
+    /// beyond its origin's rate: it counts, but does not become the last one known.
+    async fn rerouted(&self, deliveries: Vec<Delivery>) -> Result<(), BusError> {
+        let is_signal = |delivery: &&Delivery| matches!(delivery.message, Message::Emergency(_));
+        let signals = deliveries.iter().filter(is_signal).count();
+        if let Some(Message::Emergency(signal)) =
+            deliveries.iter().find(is_signal).map(|delivery| &delivery.message)
+        {
+            let EmergencySignal { origin, run_id, .. } = signal;
+            tracing::warn!(signals, origin, run_id, "emergency signals beyond their origin's rate");
+        }
+        let (signals, others) = (signals as u64, (deliveries.len() - signals) as u64);
+        self.picture.send_modify(|picture| {
+            picture.detections += signals;
+            picture.others += others;
+        });
+        Delivery::ack_all(deliveries).await
     }
 
     async fn signal(&self, delivery: Delivery) -> Result<(), BusError> {

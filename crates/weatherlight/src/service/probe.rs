@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leyline::wire::CircuitBreakerState;
 use nissa::{BreakerHealth, BreakerState, LaneHealth};
-use oona::{BreakerPosition, Bus, BusError, Heartbeat, Stream};
+use oona::{BreakerPosition, Bus, BusError, ConservativeBecause, Heartbeat, Stream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -93,6 +93,21 @@ impl Probe {
         breakers
     }
 
+    /// What conservative mode takes away, in words. Needs no answer of the log either.
+    fn paused(&self) -> Vec<String> {
+        let pause = |(stream, because): (Stream, ConservativeBecause)| match because {
+            ConservativeBecause::Backlog => {
+                format!(
+                    "NORMAL and LOW messages on the {stream} stream pause: its backlog is too long"
+                )
+            }
+            ConservativeBecause::LogAway => {
+                format!("NORMAL and LOW messages on the {stream} stream pause: the log is away")
+            }
+        };
+        self.bus.conservative().into_iter().map(pause).collect()
+    }
+
     /// Keeps the last known backlog while the log is silent, and logs the change only.
     fn show(&self, failure: Option<String>, lanes: Vec<LaneHealth>) {
         let was_silent = self.picture.borrow().failure.is_some();
@@ -102,9 +117,11 @@ impl Probe {
             _ => {}
         }
         let (breakers, keys) = (self.breakers(), nissa::bus::keys(&self.bus));
+        let paused = self.paused();
         self.picture.send_modify(|picture| {
             picture.breakers = breakers;
             picture.keys = keys;
+            picture.paused = paused;
             if failure.is_none() {
                 picture.lanes = lanes;
             }

@@ -112,7 +112,7 @@ impl Telemetry {
         );
         let priority = priority(&packet);
         match self.bus.publish(Stream::Telemetry, priority, SOURCE, &Message::from(packet)).await {
-            Ok(outcome) if outcome.is_sent() => Ok(()),
+            Ok(outcome) if outcome.is_accepted() => Ok(()),
             Ok(outcome) => {
                 tracing::debug!(?outcome, "telemetry packet refused under pressure");
                 Ok(())

@@ -136,12 +136,21 @@ settings! {
         oona_queue_depth_max: u64 = "OONA_QUEUE_DEPTH_MAX" "oona.queue_depth_max"
             Integer(1, 1_000_000_000), Some("10000"), Restart,
             "The unacknowledged backlog that counts as full.";
-        oona_backpressure_threshold: u64 = "OONA_BACKPRESSURE_THRESHOLD" "oona.backpressure_threshold"
-            Integer(1, 1_000_000_000), Some("7500"), Restart,
-            "Backlog from which LOW, later NORMAL messages are refused.";
-        oona_emergency_threshold: u64 = "OONA_EMERGENCY_THRESHOLD" "oona.emergency_threshold"
-            Integer(1, 1_000_000_000), Some("5000"), Restart,
-            "Backlog from which HIGH and CRITICAL messages take the emergency lane.";
+        oona_backpressure_threshold: Option<u64> = "OONA_BACKPRESSURE_THRESHOLD" "oona.backpressure_threshold"
+            Integer(1, 1_000_000_000), None, Restart,
+            "Backlog from which LOW, later NORMAL messages are refused. Unset: 75 % of OONA_QUEUE_DEPTH_MAX, 7500.";
+        oona_emergency_threshold: Option<u64> = "OONA_EMERGENCY_THRESHOLD" "oona.emergency_threshold"
+            Integer(1, 1_000_000_000), None, Restart,
+            "Backlog from which HIGH and CRITICAL messages take the emergency lane. Unset: 50 % of OONA_QUEUE_DEPTH_MAX, 5000.";
+        oona_recovery_depth: Option<u64> = "OONA_RECOVERY_DEPTH" "oona.recovery_depth"
+            Integer(1, 1_000_000_000), None, Restart,
+            "Backlog below which conservative mode ends: NORMAL and LOW messages, paused since the backlog passed the limit for NORMAL, go on. Unset: OONA_EMERGENCY_THRESHOLD, 5000.";
+        oona_recovery_window: Duration = "OONA_RECOVERY_WINDOW_MS" "oona.recovery_window_ms"
+            Span(Milliseconds, 0.0, DAY_MS), Some("2000"), Restart,
+            "How long the backlog must have been below that.";
+        oona_emergency_per_min: u32 = "OONA_EMERGENCY_MAX_PER_MIN" "oona.emergency_max_per_min"
+            Integer(1, 1_000_000), Some("120"), Restart,
+            "Emergency messages a minute of one origin (a subsystem and its training run). Beyond it they are refused when published, and signals of other programs are handled as ordinary messages.";
     }
     "Library" {
         urza_database_url: String = "URZA_DATABASE_URL" "urza.database_url"

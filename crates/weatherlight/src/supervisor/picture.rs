@@ -22,6 +22,8 @@ pub struct BusPicture {
     pub breakers: Vec<BreakerHealth>,
     /// Secrets in force.
     pub keys: Vec<KeyHealth>,
+    /// What publishers cannot do now, one sentence each.
+    pub paused: Vec<String>,
 }
 
 /// What stays the same over the life of the process.
@@ -112,7 +114,7 @@ fn lost(workers: &[WorkerHealth], bus: &BusPicture) -> Vec<String> {
         Some(format!("{} {word}: {reason}", worker.name))
     });
     let log = bus.failure.iter().map(|failure| format!("the log does not answer: {failure}"));
-    down.chain(log).collect()
+    down.chain(log).chain(bus.paused.iter().cloned()).collect()
 }
 
 fn reasons(workers: &[WorkerHealth], phase: ProcessPhase, bus: &BusPicture) -> Vec<String> {
