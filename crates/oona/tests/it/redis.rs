@@ -7,6 +7,7 @@ use oona::{
     BreakerPosition, Bus, BusError, Config, LogChoice, LogError, Metrics, PublishError, Stream,
 };
 
+use crate::redis_server::RedisServer;
 use crate::rig::*;
 
 async fn ask<T: redis::FromRedisValue>(rig: &Rig, words: &[&str]) -> T {
@@ -17,6 +18,41 @@ async fn ask<T: redis::FromRedisValue>(rig: &Rig, words: &[&str]) -> T {
 async fn take_away(rig: &Rig, consumer: &str) {
     let words = ["XREADGROUP", "GROUP", GROUP, consumer, "STREAMS", "oona.normal", ">"];
     ask::<redis::Value>(rig, &words).await;
+}
+
+/// Loaded from its append-only file, the server no longer knows how far a group has read.
+#[tokio::test]
+async fn the_backlog_is_known_after_a_restart_of_the_server() {
+    let mut rig = Rig::redis();
+    rig.server = None;
+    let durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
+    let mut server = RedisServer::start_with(&durable);
+    rig.config.log = LogChoice::Redis { url: server.url() };
+    let bus = rig.bus().await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    for number in 0..3 {
+        publish(&bus, &state("run", number)).await;
+    }
+    for _ in 0..3 {
+        recv(&mut reader).await.ack().await.unwrap();
+    }
+    drop(reader);
+    server.restart();
+    let begun = Instant::now();
+    while bus.ping().await.is_err() {
+        assert!(begun.elapsed() < PATIENCE, "never found again");
+    }
+    for number in 3..5 {
+        publish(&bus, &state("run", number)).await;
+        assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), u64::from(number) - 2);
+    }
+    let mut reader = consumer(&bus, Stream::Normal);
+    for number in 3..5 {
+        let delivery = recv(&mut reader).await;
+        assert_eq!((epoch(&delivery), delivery.attempt), (number, 1));
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
 }
 
 #[tokio::test]

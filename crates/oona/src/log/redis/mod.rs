@@ -131,8 +131,10 @@ impl RedisLog {
         let appended = appended.map_err(|source| self.fault(operation, source))?;
         let id = entry_id(&appended).ok_or(LogError::Reply { operation })?;
         // Once appended it is appended, whether or not the backlog could be seen.
-        let seen = answers.next().and_then(Result::ok).and_then(groups);
-        Ok((id, seen.unwrap_or_default()))
+        let Some(seen) = answers.next().and_then(Result::ok).and_then(groups) else {
+            return Ok((id, Vec::new()));
+        };
+        Ok((id, self.count_unknown(stream, seen).await.unwrap_or_default()))
     }
 
     pub(crate) async fn now_ms(&self) -> Result<u64, LogError> {

@@ -117,24 +117,37 @@ pub(super) fn by_stream(value: Value) -> Option<Vec<OfStream>> {
 }
 
 /// The answer to `XINFO GROUPS`.
-pub(super) fn groups(value: Value) -> Option<Vec<GroupInfo>> {
-    items(value)?.into_iter().map(group).collect()
+pub(super) struct Groups {
+    pub(super) known: Vec<GroupInfo>,
+    /// Groups whose lag the server does not know.
+    pub(super) unknown: Vec<GroupInfo>,
 }
 
-fn group(value: Value) -> Option<GroupInfo> {
+pub(super) fn groups(value: Value) -> Option<Groups> {
+    let mut groups = Groups { known: Vec::new(), unknown: Vec::new() };
+    for value in items(value)? {
+        match group(value)? {
+            (info, Some(lag)) => groups.known.push(GroupInfo { lag, ..info }),
+            (info, None) => groups.unknown.push(info),
+        }
+    }
+    Some(groups)
+}
+
+fn group(value: Value) -> Option<(GroupInfo, Option<u64>)> {
     let mut info =
         GroupInfo { name: String::new(), last_delivered: EntryId::ZERO, pending: 0, lag: 0 };
+    let mut lag = None;
     for (name, value) in pairs(value)? {
         match text(&name)? {
             "name" => info.name = text(&value)?.to_owned(),
             "pending" => info.pending = number(&value)?,
             "last-delivered-id" => info.last_delivered = entry_id(&value)?,
-            // Unknown after deletions in the middle, which Oona never makes outside dead letters.
-            "lag" => info.lag = number(&value).unwrap_or(0),
+            "lag" => lag = number(&value),
             _ => {}
         }
     }
-    Some(info)
+    Some((info, lag))
 }
 
 #[cfg(test)]

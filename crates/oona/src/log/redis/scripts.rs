@@ -81,6 +81,32 @@ end
 return { pending[2] or '', string.format('%.0f', math.max(silent, 0)) }
 ";
 
+/// Keys: stream. Arguments: group. Counts what the group has not read yet, and tells the server, which
+/// then keeps count again. The whole is one step: no delivery falls between. A user who may not tell
+/// the server (`XGROUP SETID`) has to count each time.
+const RECOUNT: &str = r"
+local last, added, name
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  for i = 1, #group, 2 do
+    if group[i] == 'name' then name = group[i + 1] end
+    if group[i] == 'last-delivered-id' and name == ARGV[1] then last = group[i + 1] end
+  end
+end
+if not last then return 0 end
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do
+  if info[i] == 'entries-added' then added = info[i + 1] end
+end
+local lag, at = 0, last
+repeat
+  local page = redis.call('XRANGE', KEYS[1], '(' .. at, '+', 'COUNT', 1000)
+  lag = lag + #page
+  if #page > 0 then at = page[#page][1] end
+until #page < 1000
+redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], last, 'ENTRIESREAD', string.format('%.0f', added - lag))
+return lag
+";
+
 /// The scripts, hashed once.
 pub(super) struct Scripts {
     pub(super) tick: Script,
@@ -89,6 +115,7 @@ pub(super) struct Scripts {
     pub(super) remove: Script,
     pub(super) replay: Script,
     pub(super) life: Script,
+    pub(super) recount: Script,
 }
 
 impl Scripts {
@@ -100,6 +127,7 @@ impl Scripts {
             remove: Script::new(REMOVE),
             replay: Script::new(REPLAY),
             life: Script::new(LIFE),
+            recount: Script::new(RECOUNT),
         }
     }
 }

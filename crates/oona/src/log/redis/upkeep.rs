@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::RedisLog;
-use super::reply::{entry, groups, items, number, text};
+use super::reply::{Groups, entry, groups, items, number, text};
 use crate::entry::{EntryId, Fields};
 use crate::error::LogError;
 use crate::log::{GroupInfo, GroupLife, Seat};
@@ -41,7 +41,10 @@ impl RedisLog {
         let mut command = redis::cmd("XINFO");
         command.arg("GROUPS").arg(stream);
         match self.ask::<Value>(operation, false, &command).await {
-            Ok(value) => groups(value).ok_or(LogError::Reply { operation }),
+            Ok(value) => {
+                let groups = groups(value).ok_or(LogError::Reply { operation })?;
+                self.count_unknown(stream, groups).await
+            }
             Err(LogError::Refused { source, .. })
                 if source.detail().is_some_and(|text| text.contains("no such key")) =>
             {
@@ -49,6 +52,25 @@ impl RedisLog {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// After a restart from its append-only file, and after deletions, the server has forgotten how
+    /// far a group has read: it is told again. Taken for none, that backlog would admit everything.
+    pub(super) async fn count_unknown(
+        &self,
+        stream: &str,
+        groups: Groups,
+    ) -> Result<Vec<GroupInfo>, LogError> {
+        let mut known = groups.known;
+        for info in groups.unknown {
+            let mut call = self.0.scripts.recount.prepare_invoke();
+            call.key(stream).arg(&info.name);
+            let mut connection = self.connection(false);
+            let operation = "count of a backlog";
+            let lag = self.bounded(operation, call.invoke_async(&mut connection)).await?;
+            known.push(GroupInfo { lag, ..info });
+        }
+        Ok(known)
     }
 
     pub(crate) async fn group_life(

@@ -43,10 +43,11 @@ impl<'a> LogHost<'a> {
         };
         let name = |stream: &str| format!("{}.{stream}", self.prefix);
         let usual = Config::default();
-        let [depth_max, backpressure_threshold, emergency_threshold] = match self.pressure {
-            true => [24, 16, 8],
-            false => [10_000, 7_500, 5_000],
-        };
+        let [depth_max, backpressure_threshold, emergency_threshold, recovery_depth] =
+            match self.pressure {
+                true => [24, 16, 8, 4],
+                false => [10_000, 7_500, 5_000, usual.recovery_depth],
+            };
         Config {
             log,
             streams: StreamNames {
@@ -73,6 +74,7 @@ impl<'a> LogHost<'a> {
             depth_max,
             backpressure_threshold,
             emergency_threshold,
+            recovery_depth,
             ..usual
         }
     }

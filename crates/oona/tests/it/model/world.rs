@@ -75,6 +75,8 @@ impl<'a> World<'a> {
             world.pump(if world.host.kind() == LogKind::Redis { 3 } else { 1 }).await?;
         }
         world.drain().await?;
+        // A dead letter is on its way to the disk when its entry has left the list of pending ones.
+        world.processes[0].flush().await.map_err(text)?;
         world.check_letters().await?;
         world.check_counters()
     }
@@ -569,7 +571,9 @@ impl<'a> World<'a> {
                 return Err(format!("no such dead letter: {expected:?} in {letters:?}"));
             }
         }
-        self.reference.all_settled(&died)
+        self.reference
+            .all_settled(&died)
+            .map_err(|fault| format!("{fault}; dead letters: {died:?}"))
     }
 
     /// What the handlers refused is what there was to refuse.
