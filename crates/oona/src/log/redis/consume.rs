@@ -33,7 +33,8 @@ impl RedisLog {
             pipe.cmd("SET").arg(key).arg(&id).arg("NX").arg("GET").arg("PX").arg(ttl_ms);
             ids.push(id);
         }
-        let owners: Vec<Option<String>> = self.ask_many("claim of nonces", false, &pipe).await?;
+        let owners: Vec<Option<String>> =
+            self.ask_many_even_when_full("claim of nonces", false, &pipe).await?;
         let claim = |(owner, id): (Option<String>, String)| match owner {
             None => NonceClaim::First,
             Some(owner) if owner == id => NonceClaim::Again,

@@ -10,6 +10,7 @@ mod link;
 mod look;
 mod reader;
 mod reply;
+mod reserve;
 mod scripts;
 mod tag;
 mod upkeep;

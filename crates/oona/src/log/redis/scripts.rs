@@ -2,15 +2,18 @@
 
 use redis::Script;
 
+use super::reserve::even_when_full;
+
 /// Keys: heartbeats, stream. Arguments: group, consumer. Notes the heartbeat by the server's clock
 /// (none for the empty name) and answers the time, all heartbeats, and how many entries each consumer has pending.
-const TICK: &str = r"
-local t = redis.call('TIME')
+const TICK: &str = even_when_full!(
+    r"local t = redis.call('TIME')
 local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
 local pending = redis.call('XPENDING', KEYS[2], ARGV[1])
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[2], now, '*', now) end
 return { now, redis.call('HGETALL', KEYS[1]), pending[4] or {} }
-";
+"
+);
 
 /// Keys: stream. Arguments: group, consumer, entry ids. Resets the idle time of those entries that
 /// are still this consumer's: one that was taken over meanwhile is not stolen back.
@@ -27,15 +30,16 @@ return #mine
 
 /// Keys: stream, dead-letter stream. Arguments: group, entry id, then further fields and values.
 /// Acknowledges and appends, unless somebody else has acknowledged before.
-const BURY: &str = r"
-local entry = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
+const BURY: &str = even_when_full!(
+    r"local entry = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 local fields = {}
 if entry[1] then fields = entry[1][2] end
 for i = 3, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('XADD', KEYS[2], '*', unpack(fields))
 return 1
-";
+"
+);
 
 /// Keys: dead-letter stream, stream. Arguments: the dead letter's id, then fields and values. Appends,
 /// then removes the dead letter; answers the new id, or nil when it was no longer there. The append
@@ -67,8 +71,8 @@ return 1
 
 /// Keys: heartbeats, stream. Arguments: group. The oldest pending entry, and the milliseconds since
 /// any consumer was heard of. A group never heard of is noted as heard of now.
-const LIFE: &str = r"
-local t = redis.call('TIME')
+const LIFE: &str = even_when_full!(
+    r"local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local pending = redis.call('XPENDING', KEYS[2], ARGV[1])
 redis.call('HSETNX', KEYS[1], '*', string.format('%.0f', now))
@@ -79,7 +83,8 @@ for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[2], ARGV[1])) do
   end
 end
 return { pending[2] or '', string.format('%.0f', math.max(silent, 0)) }
-";
+"
+);
 
 /// Keys: stream. Arguments: group. Counts what the group has not read yet, and tells the server, which
 /// then keeps count again. The whole is one step: no delivery falls between. A user who may not tell

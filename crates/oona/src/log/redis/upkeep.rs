@@ -15,7 +15,7 @@ impl RedisLog {
         let operation = "creation of a group";
         let mut command = redis::cmd("XGROUP");
         command.arg("CREATE").arg(stream).arg(group).arg("0").arg("MKSTREAM");
-        match self.ask::<Value>(operation, false, &command).await {
+        match self.ask_even_when_full::<Value>(operation, false, &command).await {
             Ok(_) => Ok(true),
             Err(LogError::Refused { source, .. }) if source.code() == Some("BUSYGROUP") => {
                 Ok(false)

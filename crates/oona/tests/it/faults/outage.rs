@@ -85,3 +85,30 @@ async fn after_an_outage_the_living_keep_their_entries() {
     held.ack().await.unwrap();
     assert_eq!(two.depth(Stream::Normal, GROUP).await.unwrap(), 0);
 }
+
+/// A server that has reached `maxmemory` takes nothing new. What it has must be handled all the same,
+/// or it would never have room again: claims of nonces, heartbeats and dead letters still go through.
+#[tokio::test]
+async fn a_full_server_is_drained() {
+    let rig = Rig::redis();
+    let server = rig.server.as_ref().unwrap();
+    let bus = rig.bus_with(|config| (config.attempts_max, config.stream_len_max) = (1, 1)).await;
+    for number in 0..100 {
+        publish(&bus, &state("run", number)).await;
+    }
+    let mut reader = consumer(&bus, Stream::Normal);
+    bus.ensure_groups(&[(Stream::Normal, GROUP)]).await.unwrap();
+    server.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    for number in 0..100 {
+        let delivery = recv(&mut reader).await;
+        assert_eq!((epoch(&delivery), delivery.attempt), (number, 1));
+        match number {
+            50 => delivery.fail("cannot be handled").await.unwrap(),
+            _ => delivery.ack().await.unwrap(),
+        }
+    }
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+    assert_eq!(bus.dead_letters(oona::EntryId::ZERO, 10).await.unwrap().len(), 1);
+    bus.sweep(Stream::Normal).await.unwrap();
+    assert_eq!(bus.len(Stream::Normal).await.unwrap(), 1, "trimmed");
+}

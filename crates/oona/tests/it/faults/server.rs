@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use leyline::wire::MessagePriority;
+use oona::{LogError, PublishError, Stream};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
 use super::book::{Again, Allowed};
 use super::trial::{Over, World, trial};
+use crate::rig::state;
 
 const ALWAYS: [&str; 6] = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
 const EVERY_SECOND: [&str; 6] = ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"];
@@ -54,7 +57,26 @@ async fn nothing_is_lost_while_the_server_fails() {
             world.server.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
             Over::now()
         }),
+        trial("maxmemory reached", &[], full),
     );
+}
+
+/// A full server takes nothing new, and the publisher is told so.
+async fn full(world: &mut World) -> Over {
+    world.server.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let lane = (Stream::Normal, MessagePriority::Normal);
+    let refused = world.bus.publish(lane.0, lane.1, "test", &state("full", 1_000_000)).await;
+    match refused {
+        Err(PublishError::Log(LogError::Refused { source, .. })) => {
+            assert!(source.to_string().contains("OOM"), "{source}");
+        }
+        // The breaker had opened already.
+        Ok(outcome) => assert!(!outcome.is_sent(), "{outcome:?}"),
+        Err(other) => panic!("{other}"),
+    }
+    sleep(OUTAGE).await;
+    world.server.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    Over::now()
 }
 
 /// Says when it was killed.

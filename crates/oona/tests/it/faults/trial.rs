@@ -26,6 +26,7 @@ const CALM: usize = 40;
 pub struct World {
     pub server: RedisServer,
     pub proxy: Proxy,
+    pub bus: Bus,
     pub book: Arc<Book>,
 }
 
@@ -56,7 +57,7 @@ pub async fn trial(
     let config = Config { log: LogChoice::Redis { url: proxy.url() }, ..Config::default() };
     let bus = Bus::open(config, keyring(), Metrics::detached()).await.unwrap();
     let book = Arc::new(Book::default());
-    let mut world = World { server, proxy, book: Arc::clone(&book) };
+    let mut world = World { server, proxy, bus: bus.clone(), book: Arc::clone(&book) };
     let stop = CancellationToken::new();
     let work = async {
         let book = book.as_ref();
