@@ -172,6 +172,9 @@ pub struct Config {
     pub dead_letter_ttl: Duration,
     /// `OONA_STREAM_LEN_MAX`, 100 000 entries: length beyond which handled entries are trimmed.
     pub stream_len_max: u64,
+    /// `OONA_EMBEDDED_MAX_BYTES`, 4 GiB: how large the embedded log's file may grow. Beyond it
+    /// publishing is refused until something has been consumed and trimmed.
+    pub embedded_bytes_max: u64,
     /// `OONA_MAX_ATTEMPTS`, 5: deliveries of one entry before it becomes a dead letter.
     pub attempts_max: u32,
     /// 200 ms: the first retry's delay; it doubles with every attempt, with jitter.
@@ -233,6 +236,7 @@ impl Default for Config {
             message_ttl: Duration::from_millis(900_000),
             dead_letter_ttl: Duration::from_secs(7 * 24 * 3600),
             stream_len_max: 100_000,
+            embedded_bytes_max: 4 << 30,
             attempts_max: 5,
             retry_delay_min: Duration::from_millis(200),
             retry_delay_max: Duration::from_secs(30),
@@ -323,6 +327,12 @@ impl Config {
             "OONA_MAX_MESSAGE_BYTES",
             "is outside 1 KiB to 64 MiB",
             "choose a size between them; artifacts never travel on the bus",
+        );
+        demand(
+            self.embedded_bytes_max >= 16 << 20,
+            "OONA_EMBEDDED_MAX_BYTES",
+            "is below 16 MiB",
+            "give the embedded log some room",
         );
         demand(self.attempts_max > 0, "OONA_MAX_ATTEMPTS", "is 0", "allow at least one attempt");
         for (setting, time) in [

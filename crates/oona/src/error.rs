@@ -63,13 +63,43 @@ pub enum LogError {
         /// Name of the group.
         group: String,
     },
-    /// The embedded log could not read or write its file. Free disk space, then restart.
-    #[error("the embedded log {path} failed; check disk space and permissions, then restart")]
+    /// The embedded log could not read its file. It is opened again by itself: retry with a delay.
+    #[error(
+        "the embedded log {path} cannot be read; check the disk and permissions, it is tried again"
+    )]
     Storage {
         /// The log's file.
         path: PathBuf,
         /// What the store reported.
         source: Arc<redb::Error>,
+    },
+    /// The embedded log could not write: most often the disk is full. What was to be appended is not
+    /// stored and does not appear later, unless the machine stops at this moment. Nothing
+    /// acknowledged before is lost, and the log goes on by itself once it can write.
+    #[error(
+        "not stored: the embedded log {path} cannot write{}; free disk space, the log then goes on by itself",
+        free(*free_bytes)
+    )]
+    NotStored {
+        /// The log's file.
+        path: PathBuf,
+        /// What is left on its disk, when that is known.
+        free_bytes: Option<u64>,
+        /// What the system reported.
+        source: Arc<std::io::Error>,
+    },
+    /// The embedded log holds as much as it may. What was to be appended is not stored. Consume,
+    /// shorten `OONA_MESSAGE_TTL_MS`, or raise the bound.
+    #[error(
+        "not stored: the embedded log {path} is full, {bytes} of {bytes_max} bytes; let consumers catch up or raise OONA_EMBEDDED_MAX_BYTES"
+    )]
+    Full {
+        /// The log's file.
+        path: PathBuf,
+        /// What it takes now.
+        bytes: u64,
+        /// The bound, `OONA_EMBEDDED_MAX_BYTES`.
+        bytes_max: u64,
     },
     /// The embedded log was closed while the call waited.
     #[error("the embedded log {path} is closed; open the bus again")]
@@ -80,15 +110,15 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// Whether it counts against a breaker: the log did not do its work. A missing group is the
-    /// log's state, not its failure.
+    /// Whether it counts against a breaker: the log did not do its work. A missing group or a full
+    /// log is its state, not its failure.
     pub fn is_failure(&self) -> bool {
-        !matches!(self, Self::NoGroup { .. })
+        !matches!(self, Self::NoGroup { .. } | Self::Full { .. })
     }
 
     /// Whether waiting may help. What is final ends a worker, so that the supervisor sees it.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Storage { .. } | Self::Closed { .. })
+        matches!(self, Self::Closed { .. })
     }
 }
 
@@ -167,6 +197,10 @@ const URL_FORMS: &str = "redis://HOST:PORT/DB, rediss:// for TLS, unix:///PATH, 
 
 fn list(faults: &[ConfigFault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join(". ")
+}
+
+fn free(bytes: Option<u64>) -> String {
+    bytes.map(|bytes| format!(", {bytes} bytes are free on its disk")).unwrap_or_default()
 }
 
 fn holder(pid: Option<u32>) -> String {

@@ -42,6 +42,7 @@ pub fn bus_config(settings: &EsperSettings) -> oona::Config {
         accept_legacy: settings.oona_accept_legacy,
         message_ttl: settings.oona_message_ttl,
         stream_len_max: settings.oona_stream_len_max,
+        embedded_bytes_max: settings.oona_embedded_bytes_max,
         attempts_max: settings.oona_attempts_max,
         claim_idle: settings.oona_claim_idle,
         depth_max: settings.oona_queue_depth_max,

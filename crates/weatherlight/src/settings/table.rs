@@ -133,6 +133,9 @@ settings! {
         oona_stream_len_max: u64 = "OONA_STREAM_LEN_MAX" "oona.stream_len_max"
             Integer(100, 1_000_000_000), Some("100000"), Restart,
             "Stream length beyond which handled entries are trimmed.";
+        oona_embedded_bytes_max: u64 = "OONA_EMBEDDED_MAX_BYTES" "oona.embedded_max_bytes"
+            Integer(16_777_216, 1_000_000_000_000_000), Some("4294967296"), Restart,
+            "How large the embedded log's file may grow, in bytes. Beyond it publishing is refused until something has been consumed and trimmed.";
         oona_queue_depth_max: u64 = "OONA_QUEUE_DEPTH_MAX" "oona.queue_depth_max"
             Integer(1, 1_000_000_000), Some("10000"), Restart,
             "The unacknowledged backlog that counts as full.";

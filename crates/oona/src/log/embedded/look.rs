@@ -1,11 +1,7 @@
 //! Looking into streams from outside, and bringing a dead letter back.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-
 use super::EmbeddedLog;
-use super::file;
-use super::state::Change;
+use super::codec;
 use crate::entry::{EntryId, Fields};
 use crate::error::LogError;
 use crate::log::Replayed;
@@ -18,33 +14,28 @@ impl EmbeddedLog {
         origin: &str,
         fields: &[(&[u8], &[u8])],
     ) -> Result<Replayed, LogError> {
-        let value = file::encode(fields);
-        let _only_one = self.0.taking_out.lock().await;
-        if self.range(dead_letter, id.previous(), 1).await?.first().is_none_or(|(at, _)| *at != id)
-        {
-            return Ok(Replayed::Gone);
-        }
+        let value = codec::encode_fields(fields);
+        let _only_one = self.shared().removing.lock().await;
+        let Some(bytes) = self.size_of(dead_letter, id).await? else { return Ok(Replayed::Gone) };
         let (entry, ticket) = {
-            let mut core = self.0.core();
-            let Some((stream, journal)) = core.parts(dead_letter) else {
+            let mut core = self.shared().core();
+            if !core.delete(dead_letter, id, bytes) {
                 return Ok(Replayed::Gone);
-            };
-            // Both stand in the journal under one lock, hence in one transaction.
-            let removed = Arc::new(AtomicU64::new(0));
-            journal.push(Change::Delete { stream: stream.number, id, removed });
-            (core.append(origin, value), core.ticket())
+            }
+            // Both stand in the queue under one lock, hence in one frame.
+            (core.append(origin, value.into(), true), core.ticket())
         };
-        self.0.commit(ticket).await?;
+        self.shared().commit(ticket).await?;
         Ok(Replayed::Appended(entry))
     }
 
     pub(crate) async fn newest(&self, stream: &str) -> Result<Option<EntryId>, LogError> {
-        let core = self.0.core();
+        let core = self.shared().core();
         let found = core.stream(stream).filter(|stream| stream.len > 0);
         Ok(found.map(|stream| *stream.tail.borrow()))
     }
 
-    /// Looks into the file only where something is new.
+    /// Looks further only where something is new.
     pub(crate) async fn read_after(
         &self,
         places: &[(&str, EntryId)],

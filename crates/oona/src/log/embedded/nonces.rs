@@ -1,11 +1,12 @@
-//! Claims of nonces: fresh ones in memory, the others in the file, one table for each period.
+//! Claims of nonces: those that the store has not taken in are in memory, the others in the store, one
+//! table for each period, so that old ones go as a whole.
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use redb::{ReadableDatabase as _, TableHandle as _};
+use redb::{Database, ReadableDatabase as _};
 
-use super::file::{CLAIMS_PREFIX, ClaimsTable, key};
+use super::file::{CLAIMS_PREFIX, ClaimsTable};
 use super::state::StreamNo;
 use super::{EmbeddedLog, Shared};
 use crate::entry::EntryId;
@@ -14,41 +15,48 @@ use crate::log::NonceClaim;
 
 /// What a nonce belongs to.
 pub(super) type Owner = (StreamNo, EntryId);
+/// `<type>:<nonce>`, and what it belongs to.
+pub(super) type Claim = (Arc<str>, Owner);
 
-/// Claims that the file does not hold yet.
-#[derive(Debug)]
+/// Claims that the store does not hold yet.
+#[derive(Debug, Default)]
 pub(super) struct Nonces {
-    fresh: HashMap<String, Owner>,
-    /// On their way to the file.
-    leaving: Arc<HashMap<String, Owner>>,
-    /// Up to which period old tables are known to be gone.
-    purged: u64,
-    /// Claims live at least one period and at most two.
-    period_ms: u64,
+    known: HashMap<Arc<str>, Owner>,
+    /// Those of them that the journal does not hold either.
+    fresh: Vec<Claim>,
+    /// Counts how often the store has taken claims in.
+    taken_in: u64,
 }
 
 impl Nonces {
-    pub(super) fn new(period_ms: u64) -> Self {
-        Self { fresh: HashMap::new(), leaving: Arc::default(), purged: 0, period_ms }
+    /// Takes what the next frame of the journal has to hold.
+    pub(super) fn take_fresh(&mut self) -> Vec<Claim> {
+        std::mem::take(&mut self.fresh)
     }
 
-    fn period(&self) -> u64 {
-        leyline::time::now_unix_ms() / self.period_ms
+    /// Gives back what the journal could not write.
+    pub(super) fn give_back(&mut self, claims: Vec<Claim>) {
+        self.fresh.splice(..0, claims);
     }
 
-    fn owner(&self, nonce: &str) -> Option<Owner> {
-        self.fresh.get(nonce).or_else(|| self.leaving.get(nonce)).copied()
+    /// The store holds these now.
+    pub(super) fn arrived<'a>(&mut self, claims: impl Iterator<Item = &'a Claim>) {
+        self.taken_in += 1;
+        for (nonce, _) in claims {
+            self.known.remove(nonce);
+        }
     }
 
-    /// The claims sent off stand in the file.
-    pub(super) fn arrived(&mut self) {
-        self.leaving = Arc::default();
-    }
-
-    /// Hands the fresh claims to the writer; they are still found here until it is done.
-    pub(super) fn send_off(&mut self) -> Arc<HashMap<String, Owner>> {
-        self.leaving = Arc::new(std::mem::take(&mut self.fresh));
-        Arc::clone(&self.leaving)
+    fn claim(&mut self, nonce: &Arc<str>, id: Owner, stored: Option<Owner>) -> NonceClaim {
+        match self.known.get(nonce).copied().or(stored) {
+            Some(owner) if owner == id => NonceClaim::Again,
+            Some(_) => NonceClaim::Replay,
+            None => {
+                self.known.insert(Arc::clone(nonce), id);
+                self.fresh.push((Arc::clone(nonce), id));
+                NonceClaim::First
+            }
+        }
     }
 }
 
@@ -57,85 +65,55 @@ impl Shared {
         self.nonces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes claims into the table of this period, and drops tables that nothing can need.
-    pub(super) fn write_claims(
-        &self,
-        write: &redb::WriteTransaction,
-        claims: &HashMap<String, Owner>,
-    ) -> Result<(), redb::Error> {
-        if claims.is_empty() {
-            return Ok(());
-        }
-        let (period, purged) = {
-            let nonces = self.nonces();
-            (nonces.period(), nonces.purged)
-        };
-        let name = format!("{CLAIMS_PREFIX}{period}");
-        let mut table = write.open_table(ClaimsTable::new(&name))?;
-        for (nonce, (stream, id)) in claims {
-            table.insert(nonce.as_str(), key(*stream, *id))?;
-        }
-        drop(table);
-        if purged == period {
-            return Ok(());
-        }
-        let old: Vec<String> = write
-            .list_tables()?
-            .map(|table| table.name().to_owned())
-            .filter(|name| is_older(name, period.saturating_sub(1)))
-            .collect();
-        for name in old {
-            write.delete_table(ClaimsTable::new(&name))?;
-        }
-        self.nonces().purged = period;
-        Ok(())
-    }
-
-    /// Claims in memory, looking at the file for older owners.
     fn claim_now(
         &self,
         stream: StreamNo,
-        wanted: Vec<(String, EntryId)>,
-    ) -> Result<Vec<NonceClaim>, redb::Error> {
-        // Held over the look-ups: a claim is either here or in the file, and never in neither.
-        let mut nonces = self.nonces();
-        let read = self.db.begin_read()?;
-        let period = nonces.period();
-        let mut tables = Vec::new();
-        for period in [Some(period), period.checked_sub(1)].into_iter().flatten() {
-            match read.open_table(ClaimsTable::new(&format!("{CLAIMS_PREFIX}{period}"))) {
-                Ok(table) => tables.push(table),
-                Err(redb::TableError::TableDoesNotExist(_)) => {}
-                Err(error) => return Err(error.into()),
+        wanted: &[(Arc<str>, EntryId)],
+    ) -> Result<Vec<NonceClaim>, LogError> {
+        loop {
+            let before = self.nonces().taken_in;
+            // Not under the lock: a look into the store may have to wait for the disk.
+            let stored = self.with_store(|db| stored_owners(db, self.period(), wanted))?;
+            let mut nonces = self.nonces();
+            if nonces.taken_in != before {
+                // What was in memory may be in the store since, and was found in neither.
+                continue;
             }
+            let pairs = wanted.iter().zip(stored);
+            return Ok(pairs
+                .map(|((nonce, id), stored)| nonces.claim(nonce, (stream, *id), stored))
+                .collect());
         }
-        let mut claims = Vec::with_capacity(wanted.len());
-        for (nonce, id) in wanted {
-            let mut owner = nonces.owner(&nonce);
-            for table in &tables {
-                if owner.is_none() {
-                    let row = table.get(nonce.as_str())?.map(|row| row.value());
-                    owner = row.map(|(stream, ms, seq)| (stream, EntryId { ms, seq }));
-                }
-            }
-            claims.push(match owner {
-                Some(owner) if owner == (stream, id) => NonceClaim::Again,
-                Some(_) => NonceClaim::Replay,
-                None => {
-                    nonces.fresh.insert(nonce, (stream, id));
-                    NonceClaim::First
-                }
-            });
-        }
-        Ok(claims)
+    }
+
+    /// Claims live at least one period and at most two.
+    pub(super) fn period(&self) -> u64 {
+        leyline::time::now_unix_ms() / self.period_ms
     }
 }
 
-fn is_older(table: &str, than: u64) -> bool {
-    table
-        .strip_prefix(CLAIMS_PREFIX)
-        .and_then(|period| period.parse::<u64>().ok())
-        .is_some_and(|period| period < than)
+/// What the store says of each nonce.
+fn stored_owners(
+    db: &Database,
+    period: u64,
+    wanted: &[(Arc<str>, EntryId)],
+) -> Result<Vec<Option<Owner>>, redb::Error> {
+    let read = db.begin_read()?;
+    let mut owners = vec![None; wanted.len()];
+    for period in [Some(period), period.checked_sub(1)].into_iter().flatten() {
+        let table = match read.open_table(ClaimsTable::new(&format!("{CLAIMS_PREFIX}{period}"))) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for ((nonce, _), owner) in wanted.iter().zip(&mut owners) {
+            if owner.is_none() {
+                let row = table.get(&**nonce)?.map(|row| row.value());
+                *owner = row.map(|(stream, ms, seq)| (stream, EntryId { ms, seq }));
+            }
+        }
+    }
+    Ok(owners)
 }
 
 impl EmbeddedLog {
@@ -144,11 +122,12 @@ impl EmbeddedLog {
         stream: &str,
         nonces: Vec<(String, EntryId)>,
     ) -> Result<Vec<NonceClaim>, LogError> {
-        let number = self.0.core().ensure_stream(stream).number;
-        let shared = Arc::clone(&self.0);
-        let claimed = tokio::task::spawn_blocking(move || {
-            shared.claim_now(number, nonces).map_err(|error| shared.storage(error))
-        });
-        claimed.await.unwrap_or_else(|_| Err(self.0.closed()))
+        if nonces.is_empty() {
+            return Ok(Vec::new());
+        }
+        let number = self.shared().core().ensure_stream(stream).number;
+        let wanted: Vec<(Arc<str>, EntryId)> =
+            nonces.into_iter().map(|(nonce, id)| (nonce.into(), id)).collect();
+        self.blocking(move |shared| shared.claim_now(number, &wanted)).await
     }
 }

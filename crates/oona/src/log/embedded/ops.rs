@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::EmbeddedLog;
-use super::file;
+use super::codec;
+use super::file::entry_bytes;
 use super::state::{Change, Group, Pending};
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::LogError;
@@ -19,7 +19,7 @@ use crate::log::{
 impl EmbeddedLog {
     pub(crate) async fn create_group(&self, stream: &str, group: &str) -> Result<bool, LogError> {
         let ticket = {
-            let mut core = self.0.core();
+            let mut core = self.shared().core();
             let found = core.ensure_stream(stream);
             if found.groups.contains_key(group) {
                 return Ok(false);
@@ -28,27 +28,27 @@ impl EmbeddedLog {
             found.groups_made += 1;
             found.groups.insert(group.to_owned(), Group::new(number, EntryId::ZERO, found.len));
             let stream = found.number;
-            core.journal.push(Change::NewGroup { stream, group: number, name: group.to_owned() });
+            core.queue.push(Change::NewGroup { stream, group: number, name: group.into() });
             core.ticket()
         };
-        self.0.commit(ticket).await?;
+        self.shared().commit(ticket).await?;
         Ok(true)
     }
 
     pub(crate) async fn remove_group(&self, stream: &str, group: &str) -> Result<(), LogError> {
         let ticket = {
-            let mut core = self.0.core();
-            let Some((stream, journal)) = core.parts(stream) else { return Ok(()) };
+            let mut core = self.shared().core();
+            let Some((stream, queue)) = core.parts(stream) else { return Ok(()) };
             let Some(removed) = stream.groups.remove(group) else { return Ok(()) };
             let (stream, group) = (stream.number, removed.number);
-            journal.push(Change::RemoveGroup { stream, group });
+            queue.push(Change::RemoveGroup { stream, group });
             core.ticket()
         };
-        self.0.commit(ticket).await
+        self.shared().commit(ticket).await
     }
 
     pub(crate) async fn groups(&self, stream: &str) -> Result<Vec<GroupInfo>, LogError> {
-        let core = self.0.core();
+        let core = self.shared().core();
         let Some(stream) = core.stream(stream) else { return Ok(Vec::new()) };
         let info = |(name, group): (&String, &Group)| GroupInfo {
             name: name.clone(),
@@ -64,7 +64,7 @@ impl EmbeddedLog {
         stream: &str,
         group: &str,
     ) -> Result<GroupLife, LogError> {
-        let core = self.0.core();
+        let core = self.shared().core();
         let found = core.stream(stream).and_then(|stream| stream.groups.get(group));
         let group = found.ok_or_else(|| LogError::NoGroup {
             stream: stream.to_owned(),
@@ -78,17 +78,20 @@ impl EmbeddedLog {
 
     pub(crate) async fn ack(&self, seat: &Seat, ids: &[EntryId]) -> Result<(), LogError> {
         {
-            let mut core = self.0.core();
-            let Some((stream, journal)) = core.parts(&seat.stream) else { return Ok(()) };
+            let mut core = self.shared().core();
+            let Some((stream, queue)) = core.parts(&seat.stream) else { return Ok(()) };
             let number = stream.number;
             let Some(group) = stream.groups.get_mut(&seat.group) else { return Ok(()) };
             for id in ids {
                 if group.pending.remove(id).is_some() {
-                    journal.push(Change::Settled { stream: number, group: group.number, id: *id });
+                    queue.push(Change::Settled { stream: number, group: group.number, id: *id });
                 }
             }
         }
-        self.0.kick()
+        {
+            self.shared().kick();
+            Ok(())
+        }
     }
 
     pub(crate) async fn tick(&self, seat: &Seat) -> Result<Vec<ConsumerSeen>, LogError> {
@@ -138,7 +141,7 @@ impl EmbeddedLog {
         seat: &Seat,
         entries: &[PendingEntry],
     ) -> Result<Vec<RawEntry>, LogError> {
-        let (stream, moved) = self.with_group(seat, |stream, group, journal| {
+        let (stream, moved) = self.with_group(seat, |stream, group, queue| {
             let to: Arc<str> = seat.consumer.as_str().into();
             let mut moved = Vec::new();
             for listed in entries {
@@ -149,7 +152,7 @@ impl EmbeddedLog {
                 let deliveries = pending.deliveries.saturating_add(1);
                 *pending = Pending { consumer: Arc::clone(&to), since: Instant::now(), deliveries };
                 moved.push((listed.id, deliveries));
-                journal.push(Change::Delivered {
+                queue.push(Change::Delivered {
                     stream,
                     group: group.number,
                     id: listed.id,
@@ -160,7 +163,8 @@ impl EmbeddedLog {
             (stream, moved)
         })?;
         // On disk before a handler sees them again: a count of deliveries that is lost never grows.
-        self.flush().await?;
+        // On a full disk it goes on all the same, and the count is lost only with the process.
+        drop(self.flush().await);
         let (mut claimed, mut gone) = (Vec::with_capacity(moved.len()), Vec::new());
         for (id, deliveries) in moved {
             match self.load(stream, id, id, 1).await?.pop() {
@@ -207,10 +211,10 @@ impl EmbeddedLog {
             .map(|(name, value)| (name.as_slice(), value.as_slice()))
             .chain(beside.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
             .collect();
-        let value = file::encode(&fields);
+        let value = codec::encode_fields(&fields);
         let ticket = {
-            let mut core = self.0.core();
-            let Some((stream, journal)) = core.parts(&seat.stream) else {
+            let mut core = self.shared().core();
+            let Some((stream, queue)) = core.parts(&seat.stream) else {
                 return Err(seat.no_group());
             };
             let number = stream.number;
@@ -218,12 +222,12 @@ impl EmbeddedLog {
             if group.pending.remove(&id).is_none() {
                 return Ok(false);
             }
-            // Both stand in the journal under one lock, hence in one transaction.
-            journal.push(Change::Settled { stream: number, group: group.number, id });
-            core.append(dead_letter, value);
+            // Both stand in the queue under one lock, hence in one frame.
+            queue.push(Change::Settled { stream: number, group: group.number, id });
+            core.append(dead_letter, value.into(), true);
             core.ticket()
         };
-        self.0.commit(ticket).await?;
+        self.shared().commit(ticket).await?;
         Ok(true)
     }
 
@@ -240,20 +244,41 @@ impl EmbeddedLog {
     }
 
     pub(crate) async fn trim(&self, stream: &str, below: EntryId) -> Result<u64, LogError> {
-        let removed = Arc::new(AtomicU64::new(0));
-        let ticket = {
-            let mut core = self.0.core();
-            let Some((found, journal)) = core.parts(stream) else { return Ok(0) };
-            let stream = found.number;
-            journal.push(Change::Trim { stream, below, removed: Arc::clone(&removed) });
-            core.ticket()
+        let _only_one = self.shared().removing.lock().await;
+        let Some((number, first, below)) = self.before(stream, below) else { return Ok(0) };
+        let gone = self.blocking(move |shared| {
+            let all = shared.load_now(number, first, below, usize::MAX)?;
+            Ok(all.iter().map(|(id, value)| (*id, entry_bytes(value))).collect::<Vec<_>>())
+        });
+        let mut gone = gone.await?;
+        let (removed, ticket) = {
+            let mut core = self.shared().core();
+            let Some((stream, queue)) = core.parts(stream) else { return Ok(0) };
+            gone.retain(|(id, _)| *id < below);
+            let bytes = gone.iter().map(|(_, bytes)| bytes).sum();
+            let ids: Vec<EntryId> = gone.iter().map(|(id, _)| *id).collect();
+            stream.lose(&ids, bytes);
+            stream.floor = stream.floor.max(below);
+            let removed = u64::try_from(ids.len()).unwrap_or(u64::MAX);
+            queue.push(Change::Trim { stream: number, below, removed, bytes });
+            (removed, core.ticket())
         };
-        self.0.commit(ticket).await?;
-        Ok(removed.load(Ordering::Relaxed))
+        self.shared().commit(ticket).await?;
+        Ok(removed)
+    }
+
+    /// The stream, its first id, and `below`, but not beyond what the stream has: a later entry must
+    /// not be trimmed by an earlier wish.
+    fn before(&self, stream: &str, below: EntryId) -> Option<(u16, EntryId, EntryId)> {
+        let core = self.shared().core();
+        let stream = core.stream(stream)?;
+        let visible = stream.tail.borrow().next();
+        let below = below.min(visible);
+        (stream.floor < below).then_some((stream.number, stream.floor, below))
     }
 
     pub(crate) async fn len(&self, stream: &str) -> Result<u64, LogError> {
-        Ok(self.0.core().stream(stream).map_or(0, |stream| stream.len))
+        Ok(self.shared().core().stream(stream).map_or(0, |stream| stream.len))
     }
 
     pub(crate) async fn range(
@@ -263,7 +288,7 @@ impl EmbeddedLog {
         count: usize,
     ) -> Result<Vec<(EntryId, Fields)>, LogError> {
         let (stream, last) = {
-            let core = self.0.core();
+            let core = self.shared().core();
             let Some(stream) = core.stream(stream) else { return Ok(Vec::new()) };
             (stream.number, *stream.tail.borrow())
         };
@@ -271,17 +296,26 @@ impl EmbeddedLog {
     }
 
     pub(crate) async fn delete(&self, stream: &str, id: EntryId) -> Result<bool, LogError> {
-        let _only_one = self.0.taking_out.lock().await;
-        let removed = Arc::new(AtomicU64::new(0));
+        let _only_one = self.shared().removing.lock().await;
+        let Some(bytes) = self.size_of(stream, id).await? else { return Ok(false) };
         let ticket = {
-            let mut core = self.0.core();
-            let Some((found, journal)) = core.parts(stream) else { return Ok(false) };
-            let stream = found.number;
-            journal.push(Change::Delete { stream, id, removed: Arc::clone(&removed) });
+            let mut core = self.shared().core();
+            if !core.delete(stream, id, bytes) {
+                return Ok(false);
+            }
             core.ticket()
         };
-        self.0.commit(ticket).await?;
-        Ok(removed.load(Ordering::Relaxed) > 0)
+        self.shared().commit(ticket).await?;
+        Ok(true)
+    }
+
+    /// What an entry counts for; `None` without it.
+    pub(super) async fn size_of(&self, stream: &str, id: EntryId) -> Result<Option<u64>, LogError> {
+        let Some(number) = self.shared().core().stream(stream).map(|stream| stream.number) else {
+            return Ok(None);
+        };
+        let found = self.blocking(move |shared| shared.load_now(number, id, id, 1)).await?.pop();
+        Ok(found.map(|(_, value)| entry_bytes(&value)))
     }
 
     pub(crate) async fn now_ms(&self) -> Result<u64, LogError> {
@@ -293,10 +327,10 @@ impl EmbeddedLog {
         seat: &Seat,
         act: impl FnOnce(u16, &mut Group, &mut Vec<Change>) -> T,
     ) -> Result<T, LogError> {
-        let mut core = self.0.core();
-        let (stream, journal) = core.parts(&seat.stream).ok_or_else(|| seat.no_group())?;
+        let mut core = self.shared().core();
+        let (stream, queue) = core.parts(&seat.stream).ok_or_else(|| seat.no_group())?;
         let number = stream.number;
         let group = stream.groups.get_mut(&seat.group).ok_or_else(|| seat.no_group())?;
-        Ok(act(number, group, journal))
+        Ok(act(number, group, queue))
     }
 }

@@ -9,11 +9,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use redb::ReadableDatabase as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::file::{self, ENTRIES, key};
+use super::codec;
+use super::file;
 use super::state::{Change, Pending, StreamNo};
 use super::{EmbeddedLog, Shared};
 use crate::entry::{EntryId, Fields, RawEntry};
@@ -28,12 +30,16 @@ pub(crate) struct EmbeddedReader {
     tail: Option<watch::Receiver<EntryId>>,
 }
 
+/// Entries as they stand: id and encoded fields.
+type Values = Vec<(EntryId, Bytes)>;
+
 impl EmbeddedLog {
     pub(crate) fn reader(&self, seat: Seat) -> EmbeddedReader {
         EmbeddedReader { log: self.clone(), seat, tail: None }
     }
 
-    /// Entries with ids in `first..=last`, at most `count`, read on a blocking thread.
+    /// Entries with ids in `first..=last`, at most `count`. From memory where that has them all, else
+    /// on a blocking thread.
     pub(super) async fn load(
         &self,
         stream: StreamNo,
@@ -41,32 +47,68 @@ impl EmbeddedLog {
         last: EntryId,
         count: usize,
     ) -> Result<Vec<(EntryId, Fields)>, LogError> {
-        if first > last {
-            return Ok(Vec::new());
-        }
-        let shared = Arc::clone(&self.0);
-        let loaded = tokio::task::spawn_blocking(move || {
-            shared.load_now(stream, first, last, count).map_err(|error| shared.storage(error))
-        });
-        loaded.await.unwrap_or_else(|_| Err(self.0.closed()))
+        let values = match self.shared().load_recent(stream, first, last, count) {
+            (values, true) => values,
+            (_, false) => {
+                self.blocking(move |shared| shared.load_now(stream, first, last, count)).await?
+            }
+        };
+        let decode = |(id, value): (EntryId, Bytes)| (id, codec::decode_fields(&value));
+        Ok(values.into_iter().map(decode).collect())
     }
 }
 
 impl Shared {
-    fn load_now(
+    /// What memory has of them, and whether that is all there is.
+    fn load_recent(
         &self,
         stream: StreamNo,
         first: EntryId,
         last: EntryId,
         count: usize,
-    ) -> Result<Vec<(EntryId, Fields)>, redb::Error> {
-        let entries = self.db.begin_read()?.open_table(ENTRIES)?;
-        let mut loaded = Vec::new();
-        for row in entries.range(key(stream, first)..=key(stream, last))?.take(count) {
-            let (place, value) = row?;
-            let (_, ms, seq) = place.value();
-            loaded.push((EntryId { ms, seq }, file::decode(value.value())));
+    ) -> (Values, bool) {
+        let core = self.core();
+        let stream = &core.streams[usize::from(stream)];
+        let first = first.max(stream.floor);
+        if first > last {
+            return (Vec::new(), true);
         }
+        let recent = stream.recent.range(first..=last);
+        let shown = recent.filter(|(id, _)| !stream.hidden.contains(id)).take(count);
+        (shown.map(|(id, value)| (*id, value.clone())).collect(), first > stream.stored_last)
+    }
+
+    /// The same from memory and store together.
+    pub(super) fn load_now(
+        &self,
+        stream: StreamNo,
+        first: EntryId,
+        last: EntryId,
+        count: usize,
+    ) -> Result<Values, LogError> {
+        // Memory first: what the store takes in meanwhile is then found in both, and not in neither.
+        let (recent, _) = self.load_recent(stream, first, last, count);
+        let (first, hidden) = {
+            let core = self.core();
+            let stream = &core.streams[usize::from(stream)];
+            (first.max(stream.floor), stream.hidden.clone())
+        };
+        if first > last {
+            return Ok(Vec::new());
+        }
+        let mut loaded = Vec::new();
+        self.with_store(|db| {
+            loaded.clear();
+            file::visit(&db.begin_read()?, stream, first, last, |id, value| {
+                if loaded.len() < count && !hidden.contains(&id) {
+                    loaded.push((id, Bytes::copy_from_slice(value)));
+                }
+                loaded.len() < count
+            })
+        })?;
+        let end = loaded.last().map(|(id, _)| *id);
+        loaded.extend(recent.into_iter().filter(|(id, _)| end.is_none_or(|end| *id > end)));
+        loaded.truncate(count);
         Ok(loaded)
     }
 }
@@ -88,7 +130,7 @@ impl EmbeddedReader {
             }
             match tokio::time::timeout_at(deadline, tail.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(self.log.0.closed()),
+                Ok(Err(_)) => return Err(self.log.shared().closed()),
                 Err(_) => return Ok(Vec::new()),
             }
         }
@@ -98,7 +140,7 @@ impl EmbeddedReader {
         if let Some(tail) = &self.tail {
             return Ok(tail.clone());
         }
-        let core = self.log.0.core();
+        let core = self.log.shared().core();
         let stream = core.stream(&self.seat.stream).ok_or_else(|| self.seat.no_group())?;
         let tail = stream.tail.subscribe();
         drop(core);
@@ -108,7 +150,7 @@ impl EmbeddedReader {
 
     /// Takes the next entries for this consumer, if there are any.
     async fn fetch(&self, count: usize) -> Result<Vec<RawEntry>, LogError> {
-        let shared = &self.log.0;
+        let shared = self.log.shared();
         let fetching = {
             let core = shared.core();
             let group = core
@@ -143,11 +185,11 @@ impl EmbeddedReader {
         last: EntryId,
         reached_the_end: bool,
     ) -> Result<(), LogError> {
-        let shared = &self.log.0;
+        let shared = self.log.shared();
         let careful = ids.first().is_some_and(|id| id.ms <= shared.backlog_until);
         let ticket = {
             let mut core = shared.core();
-            let Some((stream, journal)) = core.parts(&self.seat.stream) else {
+            let Some((stream, queue)) = core.parts(&self.seat.stream) else {
                 return Err(self.seat.no_group());
             };
             let (stream_no, visible) = (stream.number, *stream.tail.borrow());
@@ -158,7 +200,7 @@ impl EmbeddedReader {
             for id in ids {
                 let pending = Pending { consumer: Arc::clone(&consumer), since, deliveries: 1 };
                 group.pending.insert(*id, pending);
-                journal.push(Change::Delivered {
+                queue.push(Change::Delivered {
                     stream: stream_no,
                     group: group.number,
                     id: *id,
@@ -174,12 +216,14 @@ impl EmbeddedReader {
                 // What was trimmed unread no longer counts.
                 group.behind = 0;
             }
-            journal.push(Change::Cursor { stream: stream_no, group: group.number, at });
+            queue.push(Change::Cursor { stream: stream_no, group: group.number, at });
             careful.then(|| core.ticket())
         };
         match ticket {
-            Some(ticket) => shared.commit(ticket).await,
+            // On a full disk reading goes on: the count of a delivery is lost only with the process.
+            Some(ticket) => drop(shared.commit(ticket).await),
             None => shared.kick(),
         }
+        Ok(())
     }
 }

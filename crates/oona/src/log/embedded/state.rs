@@ -1,20 +1,22 @@
-//! Streams, groups and pending entries in memory, and the journal of what the file does not know yet.
-//! No I/O and no waiting here.
+//! Streams, groups and pending entries in memory, and the queue of changes that the journal does not
+//! know yet. No I/O and no waiting here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::file::entry_bytes;
+use super::nonces::Claim;
 use crate::entry::EntryId;
 use crate::error::LogError;
 
 /// Changes that nobody waits for are written at once when there are so many.
-const JOURNAL_LEN_MAX: usize = 1024;
+const QUEUE_LEN_MAX: usize = 1024;
 
 /// Number of a stream in the file.
 pub(super) type StreamNo = u16;
@@ -22,16 +24,16 @@ pub(super) type StreamNo = u16;
 pub(super) type GroupNo = u32;
 
 /// A change that the writer carries to the file, in order.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Change {
     NewStream {
         stream: StreamNo,
-        name: String,
+        name: Arc<str>,
     },
     NewGroup {
         stream: StreamNo,
         group: GroupNo,
-        name: String,
+        name: Arc<str>,
     },
     RemoveGroup {
         stream: StreamNo,
@@ -40,7 +42,10 @@ pub(super) enum Change {
     Append {
         stream: StreamNo,
         id: EntryId,
-        value: Vec<u8>,
+        value: Bytes,
+        /// Written later when it cannot be written now: an entry that was moved. A publisher's is
+        /// given up instead, and the publisher is told.
+        owed: bool,
     },
     Cursor {
         stream: StreamNo,
@@ -59,33 +64,65 @@ pub(super) enum Change {
         group: GroupNo,
         id: EntryId,
     },
-    /// Removes what lies before `below`; counts it.
+    /// What lies before `below` is gone: so many entries and bytes.
     Trim {
         stream: StreamNo,
         below: EntryId,
-        removed: Arc<AtomicU64>,
+        removed: u64,
+        bytes: u64,
     },
-    /// Removes one entry; counts it.
     Delete {
         stream: StreamNo,
         id: EntryId,
-        removed: Arc<AtomicU64>,
+        bytes: u64,
     },
 }
 
-/// Answered when everything journaled before it is on disk.
+/// Answered when everything queued before it is on disk.
 pub(super) type Ticket = oneshot::Sender<Result<(), LogError>>;
+
+/// A frame that the journal holds and the store does not.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) number: u64,
+    pub(super) bytes: u64,
+    pub(super) changes: Vec<Change>,
+    pub(super) claims: Vec<Claim>,
+}
 
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) streams: Vec<Stream>,
     pub(super) by_name: HashMap<String, StreamNo>,
-    pub(super) journal: Vec<Change>,
+    pub(super) queue: Vec<Change>,
     pub(super) tickets: Vec<Ticket>,
     /// Whether a writer is at work; it takes what is left here before it ends.
     pub(super) writing: bool,
-    /// Set when a commit failed: memory and file have parted, only a restart helps.
-    pub(super) failed: Option<LogError>,
+    /// The same of the thread that hands frames to the store.
+    pub(super) absorbing: bool,
+    pub(super) flights: VecDeque<Arc<Flight>>,
+    pub(super) flight_bytes: u64,
+    /// Bytes of entries that are queued and not visible yet.
+    pub(super) queued_bytes: u64,
+    /// Why the journal could not be written at the last attempt.
+    pub(super) journal_failure: Option<LogError>,
+    /// Why the store could not take anything in at the last attempt.
+    pub(super) store_failure: Option<Arc<redb::Error>>,
+    /// What the writer waits for.
+    pub(super) waiting: Waiting,
+    /// The last handle is gone: finish and leave.
+    pub(super) closing: bool,
+}
+
+/// What the writer waits for, hence when it has to be woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// It is at work, or it pauses.
+    No,
+    /// Anything.
+    ForWork,
+    /// It has work that nobody waits for.
+    ForCompany,
 }
 
 #[derive(Debug)]
@@ -94,6 +131,16 @@ pub(super) struct Stream {
     /// Greatest id given out.
     pub(super) last: EntryId,
     pub(super) len: u64,
+    /// Bytes of the visible entries.
+    pub(super) bytes: u64,
+    /// Everything before is trimmed.
+    pub(super) floor: EntryId,
+    /// Visible entries that the store does not hold yet.
+    pub(super) recent: BTreeMap<EntryId, Bytes>,
+    /// Greatest id that the store may hold.
+    pub(super) stored_last: EntryId,
+    /// Deleted here, and still in the store.
+    pub(super) hidden: BTreeSet<EntryId>,
     /// Greatest id on disk, hence visible; readers wait on it.
     pub(super) tail: watch::Sender<EntryId>,
     pub(super) groups: BTreeMap<String, Group>,
@@ -111,7 +158,7 @@ pub(super) struct Group {
     pub(super) beats: HashMap<Arc<str>, Instant>,
     /// When any consumer was last heard of, or the group first seen by this process.
     pub(super) heard: Instant,
-    /// One fetch at a time: between reading the file and moving the cursor nobody else may.
+    /// One fetch at a time: between reading entries and moving the cursor nobody else may.
     pub(super) fetching: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -124,8 +171,30 @@ pub(super) struct Pending {
 
 impl Stream {
     pub(super) fn new(number: StreamNo, last: EntryId, len: u64) -> Self {
-        let tail = watch::Sender::new(last);
-        Self { number, last, len, tail, groups: BTreeMap::new(), groups_made: 0 }
+        Self {
+            number,
+            last,
+            len,
+            bytes: 0,
+            floor: EntryId::ZERO,
+            recent: BTreeMap::new(),
+            stored_last: last,
+            hidden: BTreeSet::new(),
+            tail: watch::Sender::new(last),
+            groups: BTreeMap::new(),
+            groups_made: 0,
+        }
+    }
+
+    /// These entries, visible so far and counted as such, are gone: ids in order, bytes of all.
+    pub(super) fn lose(&mut self, ids: &[EntryId], bytes: u64) {
+        let count = |ids: &[EntryId]| u64::try_from(ids.len()).unwrap_or(u64::MAX);
+        self.len = self.len.saturating_sub(count(ids));
+        self.bytes = self.bytes.saturating_sub(bytes);
+        for group in self.groups.values_mut() {
+            let read = ids.partition_point(|id| *id <= group.last_delivered);
+            group.behind = group.behind.saturating_sub(count(&ids[read..]));
+        }
     }
 }
 
@@ -146,6 +215,14 @@ impl Group {
     pub(super) fn beat_age(&self, consumer: &str) -> Duration {
         self.beats.get(consumer).map_or(Duration::MAX, Instant::elapsed)
     }
+
+    /// Ids pending after `after`, oldest first.
+    pub(super) fn pending_after(
+        &self,
+        after: EntryId,
+    ) -> impl Iterator<Item = (&EntryId, &Pending)> {
+        self.pending.range((Excluded(after), Unbounded))
+    }
 }
 
 impl Core {
@@ -153,10 +230,17 @@ impl Core {
         Self {
             streams: Vec::new(),
             by_name: HashMap::new(),
-            journal: Vec::new(),
+            queue: Vec::new(),
             tickets: Vec::new(),
             writing: false,
-            failed: None,
+            absorbing: false,
+            flights: VecDeque::new(),
+            flight_bytes: 0,
+            queued_bytes: 0,
+            journal_failure: None,
+            store_failure: None,
+            waiting: Waiting::No,
+            closing: false,
         }
     }
 
@@ -164,10 +248,10 @@ impl Core {
         self.by_name.get(name).map(|number| &self.streams[usize::from(*number)])
     }
 
-    /// The stream and the journal, so that a change can be noted where it is made.
+    /// The stream and the queue, so that a change can be noted where it is made.
     pub(super) fn parts(&mut self, name: &str) -> Option<(&mut Stream, &mut Vec<Change>)> {
         let number = self.by_name.get(name)?;
-        Some((&mut self.streams[usize::from(*number)], &mut self.journal))
+        Some((&mut self.streams[usize::from(*number)], &mut self.queue))
     }
 
     pub(super) fn ensure_stream(&mut self, name: &str) -> &mut Stream {
@@ -178,54 +262,102 @@ impl Core {
                     .unwrap_or_else(|_| panic!("a log has fewer than 65536 streams"));
                 self.streams.push(Stream::new(number, EntryId::ZERO, 0));
                 self.by_name.insert(name.to_owned(), number);
-                self.journal.push(Change::NewStream { stream: number, name: name.to_owned() });
+                self.queue.push(Change::NewStream { stream: number, name: name.into() });
                 number
             }
         };
         &mut self.streams[usize::from(number)]
     }
 
+    /// Bytes of all entries, visible or on their way.
+    pub(super) fn bytes(&self) -> u64 {
+        self.queued_bytes + self.streams.iter().map(|stream| stream.bytes).sum::<u64>()
+    }
+
     /// Gives the entry its id. It is not visible before the writer says so.
-    pub(super) fn append(&mut self, name: &str, value: Vec<u8>) -> EntryId {
+    pub(super) fn append(&mut self, name: &str, value: Bytes, owed: bool) -> EntryId {
         let now_ms = leyline::time::now_unix_ms();
+        self.queued_bytes += entry_bytes(&value);
         let stream = self.ensure_stream(name);
         // A clock that steps back must not give ids that readers have already passed.
         let id = EntryId { ms: now_ms, seq: 0 }.max(stream.last.next());
         stream.last = id;
         let stream = stream.number;
-        self.journal.push(Change::Append { stream, id, value });
+        self.queue.push(Change::Append { stream, id, value, owed });
         id
+    }
+
+    /// Takes out an entry of that size; `false` when somebody else was faster.
+    pub(super) fn delete(&mut self, name: &str, id: EntryId, bytes: u64) -> bool {
+        let Some((stream, queue)) = self.parts(name) else { return false };
+        if id < stream.floor || !stream.hidden.insert(id) {
+            return false;
+        }
+        stream.lose(&[id], bytes);
+        queue.push(Change::Delete { stream: stream.number, id, bytes });
+        true
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.queue.is_empty() || !self.tickets.is_empty()
     }
 
     /// Whether the next commit must not wait: somebody waits for it, or much has gathered.
     pub(super) fn is_urgent(&self) -> bool {
-        !self.tickets.is_empty() || self.journal.len() >= JOURNAL_LEN_MAX
+        !self.tickets.is_empty() || self.queue.len() >= QUEUE_LEN_MAX || self.closing
     }
 
-    /// A ticket for everything journaled so far.
+    /// A ticket for everything queued so far.
     pub(super) fn ticket(&mut self) -> oneshot::Receiver<Result<(), LogError>> {
         let (sender, receiver) = oneshot::channel();
         self.tickets.push(sender);
         receiver
     }
 
-    /// The writer has put these appended entries of a stream on disk, in this order.
-    pub(super) fn became_visible(&mut self, stream: StreamNo, entries: u64, last: EntryId) {
-        let stream = &mut self.streams[usize::from(stream)];
-        stream.len += entries;
-        for group in stream.groups.values_mut() {
-            group.behind += entries;
+    /// The journal holds this frame: what was appended becomes visible.
+    pub(super) fn journaled(&mut self, flight: Flight) {
+        for change in &flight.changes {
+            let Change::Append { stream, id, value, .. } = change else { continue };
+            let bytes = entry_bytes(value);
+            self.queued_bytes = self.queued_bytes.saturating_sub(bytes);
+            let stream = &mut self.streams[usize::from(*stream)];
+            stream.len += 1;
+            stream.bytes += bytes;
+            stream.recent.insert(*id, value.clone());
+            for group in stream.groups.values_mut() {
+                group.behind += 1;
+            }
         }
-        stream.tail.send_replace(last);
+        // Only now, each once: a reader that is woken finds the whole frame.
+        for stream in &self.streams {
+            if let Some((last, _)) = stream.recent.last_key_value()
+                && *stream.tail.borrow() < *last
+            {
+                stream.tail.send_replace(*last);
+            }
+        }
+        self.flight_bytes += flight.bytes;
+        self.flights.push_back(Arc::new(flight));
     }
-}
 
-impl Group {
-    /// Ids pending after `after`, oldest first.
-    pub(super) fn pending_after(
-        &self,
-        after: EntryId,
-    ) -> impl Iterator<Item = (&EntryId, &Pending)> {
-        self.pending.range((Excluded(after), Unbounded))
+    /// The store holds this change.
+    pub(super) fn stored(&mut self, change: &Change) {
+        match change {
+            Change::Append { stream, id, .. } => {
+                let stream = &mut self.streams[usize::from(*stream)];
+                stream.recent.remove(id);
+                stream.stored_last = stream.stored_last.max(*id);
+            }
+            Change::Delete { stream, id, .. } => {
+                self.streams[usize::from(*stream)].hidden.remove(id);
+            }
+            Change::NewStream { .. }
+            | Change::NewGroup { .. }
+            | Change::RemoveGroup { .. }
+            | Change::Cursor { .. }
+            | Change::Delivered { .. }
+            | Change::Settled { .. }
+            | Change::Trim { .. } => {}
+        }
     }
 }

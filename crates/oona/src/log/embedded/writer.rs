@@ -1,213 +1,208 @@
-//! The one writer: takes what has been journaled, commits it as one transaction, answers the
+//! The one writer: takes what has been queued, commits it as one frame of the journal, answers the
 //! tickets, and ends when nothing is left. It runs on a blocking thread only while there is work.
 
-use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redb::ReadableTable as _;
 use tokio::sync::oneshot;
 
-use super::file::{CURSORS, ENTRIES, GROUPS, PENDING, STREAMS, key};
-use super::nonces::Owner;
-use super::state::{Change, Core, StreamNo};
+use super::absorb::ABSORB_BYTES;
+use super::codec::{put_change, put_claim};
+use super::file::entry_bytes;
+use super::journal::HEAD_BYTES;
+use super::nonces::Claim;
+use super::state::{Change, Core, Flight, Ticket, Waiting};
 use super::{EmbeddedLog, Shared};
-use crate::entry::EntryId;
 use crate::error::LogError;
 
 /// How long acknowledgements and claims wait for a commit to share; a crash within repeats them.
 const LINGER: Duration = Duration::from_millis(5);
+/// How long the writer stays for more work: a thread that waits is faster than one that starts.
+const STAY: Duration = Duration::from_millis(20);
+/// Pause after a failed commit.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Frames that the store has not taken in; they are in memory as well. The writer waits beyond it,
+pub(super) const FLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// but no longer than this.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
 
-/// What a commit did that memory has to follow.
-#[derive(Default)]
-struct Done {
-    /// Entries appended to each stream, and the last of them.
-    appended: HashMap<StreamNo, (u64, EntryId)>,
-    removed: HashMap<StreamNo, u64>,
+/// What goes into one frame, and who waits for it.
+struct Batch {
+    changes: Vec<Change>,
+    claims: Vec<Claim>,
+    tickets: Vec<Ticket>,
 }
 
 impl Shared {
-    /// Sees that the journal gets written, and waits for the ticket.
+    /// Sees that the queue gets written, and waits for the ticket.
     pub(super) async fn commit(
         self: &Arc<Self>,
         ticket: oneshot::Receiver<Result<(), LogError>>,
     ) -> Result<(), LogError> {
-        self.kick()?;
+        self.kick();
         ticket.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
     /// Starts the writer unless it is at work.
-    pub(super) fn kick(self: &Arc<Self>) -> Result<(), LogError> {
-        let mut core = self.core();
-        if let Some(error) = &core.failed {
-            let error = error.clone();
-            core.journal.clear();
-            core.tickets.clear();
-            return Err(error);
-        }
+    pub(super) fn kick(self: &Arc<Self>) {
+        self.wake_writer(&mut self.core());
+    }
+
+    pub(super) fn wake_writer(self: &Arc<Self>, core: &mut Core) {
         if !core.writing {
             core.writing = true;
             let shared = Arc::clone(self);
             // Nobody waits for the thread: it answers by the tickets.
             drop(tokio::task::spawn_blocking(move || shared.write_all()));
-        } else if core.is_urgent() {
+        } else if core.waiting == Waiting::ForWork
+            || core.waiting == Waiting::ForCompany && core.is_urgent()
+        {
+            core.waiting = Waiting::No;
             self.urgent.notify_one();
         }
-        Ok(())
     }
 
-    fn write_all(&self) {
-        loop {
-            let (changes, tickets) = {
-                let mut core = self.core();
-                if core.journal.is_empty() && core.tickets.is_empty() {
-                    core.writing = false;
-                    return;
+    fn write_all(self: &Arc<Self>) {
+        let mut frame = Vec::new();
+        while let Some(batch) = self.next_batch() {
+            let Batch { changes, claims, tickets } = batch;
+            if changes.is_empty() && claims.is_empty() {
+                // All that was there before has been written.
+                answer(tickets, &Ok(()));
+                continue;
+            }
+            match self.write(&mut frame, &changes, &claims) {
+                Ok(number) => {
+                    let bytes = u64::try_from(frame.len()).unwrap_or(u64::MAX);
+                    self.written(Flight { number, bytes, changes, claims });
+                    answer(tickets, &Ok(()));
                 }
-                // What nobody waits for shares the next commit that somebody does wait for.
-                if !core.is_urgent() {
-                    let idle = |core: &mut Core| !core.is_urgent();
-                    let waited = self.urgent.wait_timeout_while(core, LINGER, idle);
-                    core = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
-                (std::mem::take(&mut core.journal), std::mem::take(&mut core.tickets))
-            };
-            // Taken after the changes: an acknowledgement on disk has its claim on disk as well.
-            let claims = self.nonces().send_off();
-            match self.write(&changes, &claims) {
-                Ok(done) => {
-                    self.follow(done);
-                    for ticket in tickets {
-                        // Whoever stopped waiting does not want the answer.
-                        let _ = ticket.send(Ok(()));
-                    }
-                }
-                Err(error) => {
-                    let error = self.storage(error);
-                    tracing::error!(%error, "the embedded log cannot write");
-                    let mut core = self.core();
-                    core.failed = Some(error.clone());
-                    core.writing = false;
-                    for ticket in tickets.into_iter().chain(std::mem::take(&mut core.tickets)) {
-                        let _ = ticket.send(Err(error.clone()));
-                    }
-                    return;
-                }
+                Err(error) => self.give_back(Batch { changes, claims, tickets }, &error),
             }
         }
+    }
+
+    /// Waits for work; `None` when there was none for a while.
+    fn next_batch(&self) -> Option<Batch> {
+        let mut core = self.core();
+        if core.journal_failure.is_some() {
+            core = self.wait(core, Waiting::No, RETRY_PAUSE, |core| core.closing);
+        } else {
+            core = self.wait(core, Waiting::ForWork, STAY, |core| core.has_work() || core.closing);
+        }
+        if !core.has_work() || core.closing && core.journal_failure.is_some() {
+            core.writing = false;
+            return None;
+        }
+        // What nobody waits for shares the next commit that somebody does wait for.
+        core = self.wait(core, Waiting::ForCompany, LINGER, |core| core.is_urgent());
+        let (changes, tickets) =
+            (std::mem::take(&mut core.queue), std::mem::take(&mut core.tickets));
+        drop(core);
+        // Taken after the changes: an acknowledgement on disk has its claim on disk as well.
+        Some(Batch { changes, claims: self.nonces().take_fresh(), tickets })
+    }
+
+    fn wait<'a>(
+        &self,
+        mut core: MutexGuard<'a, Core>,
+        waiting: Waiting,
+        time: Duration,
+        until: fn(&Core) -> bool,
+    ) -> MutexGuard<'a, Core> {
+        core.waiting = waiting;
+        let waited = self.urgent.wait_timeout_while(core, time, |core| !until(core));
+        let mut core = waited.unwrap_or_else(PoisonError::into_inner).0;
+        core.waiting = Waiting::No;
+        core
     }
 
     fn write(
         &self,
+        frame: &mut Vec<u8>,
         changes: &[Change],
-        claims: &HashMap<String, Owner>,
-    ) -> Result<Done, redb::Error> {
-        let write = self.db.begin_write()?;
-        let mut done = Done::default();
-        {
-            let mut streams = write.open_table(STREAMS)?;
-            let mut entries = write.open_table(ENTRIES)?;
-            let mut groups = write.open_table(GROUPS)?;
-            let mut cursors = write.open_table(CURSORS)?;
-            let mut pending = write.open_table(PENDING)?;
-            for change in changes {
-                match change {
-                    Change::NewStream { stream, name } => {
-                        streams.insert(name.as_str(), (*stream, 0, 0, 0))?;
-                    }
-                    Change::NewGroup { stream, group, name } => {
-                        groups.insert((*stream, *group), name.as_str())?;
-                    }
-                    Change::RemoveGroup { stream, group } => {
-                        groups.remove((*stream, *group))?;
-                        cursors.remove((*stream, *group))?;
-                        let all = (*stream, *group, 0, 0)..=(*stream, *group, u64::MAX, u64::MAX);
-                        pending.retain_in(all, |_, _| false)?;
-                    }
-                    Change::Append { stream, id, value } => {
-                        entries.insert(key(*stream, *id), value.as_slice())?;
-                        let count = done.appended.entry(*stream).or_insert((0, *id));
-                        *count = (count.0 + 1, *id);
-                    }
-                    Change::Cursor { stream, group, at } => {
-                        cursors.insert((*stream, *group), (at.ms, at.seq))?;
-                    }
-                    Change::Delivered { stream, group, id, deliveries, to } => {
-                        let place = (*stream, *group, id.ms, id.seq);
-                        pending.insert(place, (*deliveries, &**to))?;
-                    }
-                    Change::Settled { stream, group, id } => {
-                        pending.remove((*stream, *group, id.ms, id.seq))?;
-                    }
-                    Change::Trim { stream, below, removed } => {
-                        let before = key(*stream, EntryId::ZERO)..key(*stream, *below);
-                        let mut count = 0;
-                        entries.retain_in(before, |_, _| {
-                            count += 1;
-                            false
-                        })?;
-                        removed.store(count, Ordering::Relaxed);
-                        *done.removed.entry(*stream).or_default() += count;
-                    }
-                    Change::Delete { stream, id, removed } => {
-                        let count = u64::from(entries.remove(key(*stream, *id))?.is_some());
-                        removed.store(count, Ordering::Relaxed);
-                        *done.removed.entry(*stream).or_default() += count;
-                    }
-                }
-            }
-            self.write_tops(&mut streams, &done)?;
-        }
-        self.write_claims(&write, claims)?;
-        write.commit()?;
-        Ok(done)
+        claims: &[Claim],
+    ) -> Result<u64, LogError> {
+        frame.clear();
+        frame.resize(HEAD_BYTES, 0);
+        changes.iter().for_each(|change| put_change(frame, change));
+        claims.iter().for_each(|claim| put_claim(frame, claim));
+        self.wait_for_room()?;
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let absorbed = self.absorbed.load(Ordering::Acquire);
+        journal.append(frame, absorbed).map_err(|error| self.not_stored(error))
     }
 
-    /// Last id and length of every stream that changed. The last id outlives its entry.
-    fn write_tops(
-        &self,
-        streams: &mut redb::Table<'_, &str, (u16, u64, u64, u64)>,
-        done: &Done,
-    ) -> Result<(), redb::Error> {
-        let mut tops = Vec::new();
-        for row in streams.iter()? {
-            let (name, value) = row?;
-            let (number, ms, seq, len) = value.value();
-            let appended = done.appended.get(&number);
-            let removed = done.removed.get(&number).copied().unwrap_or(0);
-            if appended.is_none() && removed == 0 {
-                continue;
-            }
-            let (count, last) = appended.copied().unwrap_or((0, EntryId { ms, seq }));
-            let len = (len + count).saturating_sub(removed);
-            tops.push((name.value().to_owned(), (number, last.ms, last.seq, len)));
+    /// The store may lie behind only so far.
+    fn wait_for_room(&self) -> Result<(), LogError> {
+        let core = self.core();
+        let waited = self.room.wait_timeout_while(core, ROOM_WAIT, |core| {
+            core.flight_bytes > FLIGHT_BYTES_MAX && core.store_failure.is_none() && !core.closing
+        });
+        let core = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if core.flight_bytes <= FLIGHT_BYTES_MAX {
+            return Ok(());
         }
-        for (name, value) in tops {
-            streams.insert(name.as_str(), value)?;
-        }
-        Ok(())
-    }
-
-    /// Lets memory follow what is on disk now.
-    fn follow(&self, done: Done) {
-        let mut core = self.core();
-        for (stream, count) in done.removed {
-            let stream = &mut core.streams[usize::from(stream)];
-            stream.len = stream.len.saturating_sub(count);
-        }
-        for (stream, (count, last)) in done.appended {
-            core.became_visible(stream, count, last);
-        }
+        let source = match &core.store_failure {
+            Some(failure) => io::Error::other(Arc::clone(failure)),
+            None => io::Error::new(io::ErrorKind::TimedOut, "the disk is too slow"),
+        };
         drop(core);
-        self.nonces().arrived();
+        Err(self.not_stored(source))
+    }
+
+    /// Lets memory follow what is in the journal now, and the store after it.
+    fn written(self: &Arc<Self>, flight: Flight) {
+        let mut core = self.core();
+        if core.journal_failure.take().is_some() {
+            tracing::info!(path = %self.path.display(), "the embedded log can write again");
+        }
+        core.journaled(flight);
+        if !core.absorbing {
+            core.absorbing = true;
+            let shared = Arc::clone(self);
+            drop(tokio::task::spawn_blocking(move || shared.absorb_all()));
+        } else if core.flight_bytes >= ABSORB_BYTES {
+            self.absorb_wake.notify_one();
+        }
+    }
+
+    /// The frame is not in the journal. What publishers wanted is given up and they are told; what
+    /// happened in memory already is written later.
+    fn give_back(&self, batch: Batch, error: &LogError) {
+        let Batch { mut changes, claims, tickets } = batch;
+        let mut core = self.core();
+        changes.retain(|change| match change {
+            Change::Append { value, owed: false, .. } => {
+                core.queued_bytes = core.queued_bytes.saturating_sub(entry_bytes(value));
+                false
+            }
+            _ => true,
+        });
+        core.queue.splice(..0, changes);
+        if core.journal_failure.is_none() {
+            tracing::error!(%error, "the embedded log cannot write");
+        }
+        core.journal_failure = Some(error.clone());
+        drop(core);
+        self.nonces().give_back(claims);
+        answer(tickets, &Err(error.clone()));
+    }
+}
+
+fn answer(tickets: Vec<Ticket>, answer: &Result<(), LogError>) {
+    for ticket in tickets {
+        // Whoever stopped waiting does not want it.
+        let _ = ticket.send(answer.clone());
     }
 }
 
 impl EmbeddedLog {
     /// Waits until everything so far is on disk.
     pub(crate) async fn flush(&self) -> Result<(), LogError> {
-        let ticket = self.0.core().ticket();
-        self.0.commit(ticket).await
+        let ticket = self.shared().core().ticket();
+        self.shared().commit(ticket).await
     }
 }
