@@ -31,8 +31,19 @@ const ABSORB_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 impl Shared {
-    /// Works until the store has everything. Runs on a blocking thread while there is work.
-    pub(super) fn absorb_all(&self) {
+    /// Starts the thread that works while the store has not everything. A thread and no task of the
+    /// runtime: nobody awaits it, it mostly waits, and it must not keep a paused clock from moving.
+    pub(super) fn start_absorbing(self: &Arc<Self>) {
+        let shared = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("oona-absorb".to_owned());
+        if let Err(error) = thread.spawn(move || shared.absorb_all()) {
+            // The journal holds it meanwhile; the next frame tries again.
+            tracing::warn!(%error, "no thread for the embedded log's store");
+            self.core().absorbing = false;
+        }
+    }
+
+    fn absorb_all(&self) {
         loop {
             let flights: Vec<Arc<Flight>> = {
                 let core = self.core();

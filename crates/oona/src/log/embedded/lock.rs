@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -15,8 +16,22 @@ pub(super) struct Lock {
 }
 
 impl Lock {
+    /// Takes the lock as soon as it is free, or says who still has it after that time. Waits by the
+    /// system's clock, on a thread that may.
+    pub(super) fn wait(log: &Path, time: Duration) -> Result<Self, BusError> {
+        let deadline = Instant::now() + time;
+        loop {
+            match Self::take(log) {
+                Err(BusError::Locked { .. }) if Instant::now() < deadline => {
+                    std::thread::park_timeout(time / 50);
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Makes the directory if need be, and takes the lock or says who has it.
-    pub(super) fn take(log: &Path) -> Result<Self, BusError> {
+    fn take(log: &Path) -> Result<Self, BusError> {
         let open = |source| BusError::Open { path: log.to_owned(), source };
         if let Some(directory) = log.parent().filter(|path| !path.as_os_str().is_empty()) {
             fs::create_dir_all(directory).map_err(open)?;

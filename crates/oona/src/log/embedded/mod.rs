@@ -34,7 +34,6 @@ use std::time::Duration;
 
 use redb::Database;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::entry::{EntryId, Fields};
@@ -250,24 +249,14 @@ impl EmbeddedLog {
     pub(crate) async fn open(path: PathBuf, config: &Config) -> Result<Self, BusError> {
         let period_ms = u64::try_from(config.claim_ttl().as_millis()).unwrap_or(u64::MAX).max(1);
         let bytes_max = config.embedded_bytes_max;
-        let deadline = Instant::now() + LOCK_WAIT;
-        loop {
-            let path = path.clone();
-            let opened = tokio::task::spawn_blocking(move || {
-                let lock = lock::Lock::take(&path)?;
-                let disk = Arc::new(medium::Directory::of(&path));
-                Shared::open(path, disk, bytes_max, period_ms, Some(lock))
-            });
-            let opened = match opened.await {
-                Ok(opened) => opened,
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-            };
-            match opened {
-                Err(BusError::Locked { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(LOCK_WAIT / 50).await;
-                }
-                other => return other.map(|shared| Self(Arc::new(Handle(Arc::new(shared))))),
-            }
+        let opened = tokio::task::spawn_blocking(move || {
+            let lock = lock::Lock::wait(&path, LOCK_WAIT)?;
+            let disk = Arc::new(medium::Directory::of(&path));
+            Shared::open(path, disk, bytes_max, period_ms, Some(lock))
+        });
+        match opened.await {
+            Ok(opened) => opened.map(|shared| Self(Arc::new(Handle(Arc::new(shared))))),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
 

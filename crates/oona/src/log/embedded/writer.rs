@@ -20,7 +20,7 @@ use crate::error::LogError;
 /// How long acknowledgements and claims wait for a commit to share; a crash within repeats them.
 const LINGER: Duration = Duration::from_millis(5);
 /// How long the writer stays for more work: a thread that waits is faster than one that starts.
-const STAY: Duration = Duration::from_millis(20);
+const STAY: Duration = Duration::from_millis(1);
 /// Pause after a failed commit.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Frames that the store has not taken in; they are in memory as well. The writer waits beyond it,
@@ -160,12 +160,13 @@ impl Shared {
             tracing::info!(path = %self.path.display(), "the embedded log can write again");
         }
         core.journaled(flight);
-        if !core.absorbing {
-            core.absorbing = true;
-            let shared = Arc::clone(self);
-            drop(tokio::task::spawn_blocking(move || shared.absorb_all()));
-        } else if core.flight_bytes >= ABSORB_BYTES {
+        let start = !std::mem::replace(&mut core.absorbing, true);
+        if core.flight_bytes >= ABSORB_BYTES {
             self.absorb_wake.notify_one();
+        }
+        drop(core);
+        if start {
+            self.start_absorbing();
         }
     }
 
