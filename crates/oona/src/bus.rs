@@ -68,7 +68,8 @@ impl Bus {
         }
         let conservative = conservative::Limits {
             enter_depth: admission::normal(&config),
-            recovery_depth: config.recovery_depth,
+            // A limit above the beginning of the mode would end it as it begins.
+            recovery_depth: config.recovery_depth.min(admission::normal(&config)),
             recovery_window: config.recovery_window,
         };
         let pulse = Arc::new(Pulse::new(breaker_limits(&config), conservative, metrics.clone()));

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::admission;
 use crate::durability::{Durabilities, Durability};
 use crate::log::hash_tag;
 use crate::stream::Stream;
@@ -369,10 +368,10 @@ impl Config {
             "order them: 0 < emergency <= backpressure <= depth",
         );
         demand(
-            self.recovery_depth > 0 && self.recovery_depth <= admission::normal(self),
+            self.recovery_depth > 0,
             "OONA_RECOVERY_DEPTH",
-            "does not lie between 1 and the backlog from which NORMAL is refused",
-            "choose half of OONA_QUEUE_DEPTH_MAX or less, else conservative mode never ends or flaps",
+            "is 0",
+            "choose half of OONA_QUEUE_DEPTH_MAX, else conservative mode never ends",
         );
         demand(
             self.emergency_per_min > 0,
