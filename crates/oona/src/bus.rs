@@ -21,6 +21,7 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::publish::{Outcome, Outgoing};
 use crate::shared::{Names, Pulse};
+use crate::spool::{Spool, SpoolStanding};
 use crate::stream::Stream;
 use crate::work::Work;
 
@@ -39,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) bands: Bands,
     pub(crate) emergency_rates: Mutex<Buckets>,
+    pub(crate) spool: Option<Spool>,
     pub(crate) pulse: Arc<Pulse>,
     names: Arc<Names>,
     posts: Mutex<Vec<Weak<Post>>>,
@@ -74,12 +76,18 @@ impl Bus {
         };
         let pulse = Arc::new(Pulse::new(breaker_limits(&config), conservative, metrics.clone()));
         let emergency_per_min = config.emergency_per_min;
+        let spool = config.spool.clone().filter(|_| log.kind() == LogKind::Redis);
+        let spool = spool.map(|spool| Spool::new(spool, keyring.clone(), metrics.clone()));
+        if let Some(spool) = &spool {
+            pulse.tell(spool.clone());
+        }
         Ok(Self(Arc::new(Inner {
             log,
             bands: Bands::of(&config),
             config,
             keyring,
             metrics,
+            spool,
             emergency_rates: Mutex::new(Buckets::new(emergency_per_min, ORIGINS_MAX)),
             pulse,
             names: Arc::default(),
@@ -233,6 +241,11 @@ impl Bus {
             let depth = self.0.pulse.lanes.last(stream).depth() as f64;
             points.push((format!("oona.queue_depth_{stream}"), depth));
         }
+        #[expect(clippy::cast_precision_loss, reason = "bounded by settings far below 2^52")]
+        if let Some(spool) = self.spool() {
+            points.push(("oona.spool_messages".to_owned(), spool.messages as f64));
+            points.push(("oona.spool_bytes".to_owned(), spool.bytes as f64));
+        }
         let conservative = f64::from(u8::from(!self.conservative().is_empty()));
         points.push(("oona.conservative_mode".to_owned(), conservative));
         let publish = self.0.pulse.standings().into_iter().collect();
@@ -257,6 +270,11 @@ impl Bus {
     pub fn conservative(&self) -> Vec<(Stream, ConservativeBecause)> {
         let mode = |stream| Some((stream, self.0.pulse.lanes.last(stream).because()?));
         Stream::ALL.into_iter().filter_map(mode).collect()
+    }
+
+    /// What waits on disk for a log that is away; `None` without a spool.
+    pub fn spool(&self) -> Option<SpoolStanding> {
+        self.0.spool.as_ref().map(Spool::standing)
     }
 
     /// The settings in force.

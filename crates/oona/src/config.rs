@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::durability::{Durabilities, Durability};
 use crate::log::hash_tag;
+use crate::spool::SpoolConfig;
 use crate::stream::Stream;
 
 /// Which log stands behind the bus.
@@ -202,6 +203,9 @@ pub struct Config {
     /// `OONA_EMERGENCY_MAX_PER_MIN`, 120: emergency messages a minute of one origin (a subsystem and
     /// its training run), published by it or handed out as signals.
     pub emergency_per_min: u32,
+    /// Where publishes wait while Redis is away; none by default. The embedded log needs none: it
+    /// stands on the same disk. Run a [`SpoolSender`](crate::SpoolSender) with it.
+    pub spool: Option<SpoolConfig>,
     /// 100 ms: the backlog is looked at no more often than this.
     pub depth_sample_interval: Duration,
     /// 3: failures of the log in a row that open a breaker.
@@ -248,6 +252,7 @@ impl Default for Config {
             recovery_depth: 5_000,
             recovery_window: Duration::from_millis(2_000),
             emergency_per_min: 120,
+            spool: None,
             depth_sample_interval: Duration::from_millis(100),
             breaker_failures: 3,
             breaker_open: Duration::from_secs(30),
@@ -373,6 +378,15 @@ impl Config {
             "is 0",
             "choose half of OONA_QUEUE_DEPTH_MAX, else conservative mode never ends",
         );
+        if let Some(spool) = &self.spool {
+            let room = self.message_bytes_max as u64 + 64;
+            demand(
+                spool.messages_max > 0 && spool.bytes_max >= room,
+                "OONA_SPOOL_MAX_BYTES",
+                "has no room for one message of OONA_MAX_MESSAGE_BYTES",
+                "make it several times as large",
+            );
+        }
         demand(
             self.emergency_per_min > 0,
             "OONA_EMERGENCY_MAX_PER_MIN",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use leyline::wire::BusMessageType;
 
 use crate::config::ConfigFault;
+use crate::spool::SpoolError;
 use crate::stream::Stream;
 
 /// A failure of the log itself. Clone, because one failed commit fails everyone who waited for it.
@@ -114,6 +115,11 @@ impl LogError {
     /// log is its state, not its failure.
     pub fn is_failure(&self) -> bool {
         !matches!(self, Self::NoGroup { .. } | Self::Full { .. })
+    }
+
+    /// Whether nobody answered: the log is away, or on its way. Publishes wait in the spool then.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
     }
 
     /// Whether waiting may help. What is final ends a worker, so that the supervisor sees it.
@@ -228,6 +234,11 @@ pub enum PublishError {
         /// The message's type.
         kind: BusMessageType,
     },
+    /// The log is away, and the disk that should keep the message meanwhile failed. Free disk space;
+    /// the next publish tries again. The message may have been appended if the log went away just
+    /// now.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// The log failed, also after retries. The message may have been appended; sending it again is
     /// safe where its handler is idempotent.
     #[error(transparent)]

@@ -161,6 +161,12 @@ pub struct Metrics {
     lag: Family<GroupLabels, Gauge>,
     breaker_state: Family<BreakerLabel, Gauge>,
     conservative_mode: Family<StreamLabel, Gauge>,
+    pub(crate) spool_messages: Gauge,
+    pub(crate) spool_bytes: Gauge,
+    pub(crate) spool_stored: Counter,
+    pub(crate) spool_sent: Counter,
+    pub(crate) spool_refused: Counter,
+    pub(crate) spool_set_aside: Counter,
     pub(crate) emergency_limited: Counter,
     pub(crate) emergency_diverted: Counter,
     pub(crate) publish_seconds: Histogram,
@@ -196,6 +202,12 @@ impl Metrics {
             lag: Family::default(),
             breaker_state: Family::default(),
             conservative_mode: Family::default(),
+            spool_messages: Gauge::default(),
+            spool_bytes: Gauge::default(),
+            spool_stored: Counter::default(),
+            spool_sent: Counter::default(),
+            spool_refused: Counter::default(),
+            spool_set_aside: Counter::default(),
             emergency_limited: Counter::default(),
             emergency_diverted: Counter::default(),
             publish_seconds: seconds(),
@@ -242,6 +254,28 @@ impl Metrics {
             "oona_conservative_mode",
             "1 while NORMAL and LOW messages of the stream pause",
             m.conservative_mode,
+        );
+        registry.register(
+            "oona_spool_messages",
+            "Messages that wait on disk for the log",
+            m.spool_messages,
+        );
+        registry.register("oona_spool_bytes", "Bytes of these messages", m.spool_bytes);
+        registry.register(
+            "oona_spool_stored",
+            "Messages put on disk while the log was away",
+            m.spool_stored,
+        );
+        registry.register("oona_spool_sent", "Messages sent from disk", m.spool_sent);
+        registry.register(
+            "oona_spool_refused",
+            "Messages that the spool did not take: it was full, or its disk failed",
+            m.spool_refused,
+        );
+        registry.register(
+            "oona_spool_set_aside",
+            "Messages on disk that could not be authenticated",
+            m.spool_set_aside,
         );
         registry.register(
             "oona_emergency_limited",

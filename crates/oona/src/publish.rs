@@ -18,12 +18,16 @@ use crate::entry::{EntryId, PAYLOAD, SIGNATURE};
 use crate::error::{LogError, PublishError};
 use crate::log::GroupInfo;
 use crate::metrics::Published;
+use crate::spool::NotSpooled;
 use crate::stream::Stream;
 
 /// Pause before an append is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Told to a publisher that the backlog refused: a backlog takes about that long to shrink.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// Told to a publisher when the spool is full: an outage that filled it rarely ends sooner.
+const SPOOL_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A message to publish.
 #[derive(Debug, Clone, Copy)]
@@ -110,15 +114,30 @@ impl Outcome {
 struct Route {
     lane: Stream,
     sample: bool,
+    /// In the spool, without asking the log.
+    must_wait: bool,
+}
+
+impl Route {
+    fn to(lane: Stream) -> Self {
+        Self { lane, sample: false, must_wait: false }
+    }
 }
 
 /// Why a message is refused, and when trying again may help.
 type No = (RefusedBecause, Duration);
 
 /// A signed envelope, ready to append.
-struct Sealed {
+pub(crate) struct Sealed {
     payload: Vec<u8>,
     signature: String,
+}
+
+impl Sealed {
+    /// As the log takes it.
+    pub(crate) fn fields(&self) -> [(&[u8], &[u8]); 2] {
+        [(PAYLOAD.as_bytes(), &self.payload), (SIGNATURE.as_bytes(), self.signature.as_bytes())]
+    }
 }
 
 impl Bus {
@@ -154,7 +173,13 @@ impl Bus {
         let sealed = self.seal(outgoing, lane)?;
         let urgent = lane == Stream::Emergency;
         let let_through = |breaker: &mut crate::breaker::Breaker| breaker.admit(Instant::now());
+        if route.must_wait || self.0.spool.as_ref().is_some_and(|spool| spool.waiting(lane) > 0) {
+            return self.keep(lane, &sealed, None).await;
+        }
         if let Err(retry_after) = self.0.pulse.breaker(urgent, let_through) {
+            if self.0.spool.is_some() {
+                return self.keep(lane, &sealed, None).await;
+            }
             return Ok(Outcome::Refused { reason: RefusedBecause::BreakerOpen, retry_after });
         }
         let id = self.append(lane, &sealed, urgent, route.sample).await;
@@ -162,7 +187,12 @@ impl Bus {
             Err(error) if error.is_failure() => breaker.failed(Instant::now()),
             _ => breaker.succeeded(),
         });
-        let id = id.inspect_err(|_| self.0.metrics.count_log_failure())?;
+        let id = match id.inspect_err(|_| self.0.metrics.count_log_failure()) {
+            Err(error) if error.is_absence() && self.0.spool.is_some() => {
+                return self.keep(lane, &sealed, Some(error)).await;
+            }
+            id => id?,
+        };
         Ok(match lane == outgoing.stream {
             true => Outcome::Published { stream: lane, id },
             false => Outcome::Rerouted { from: outgoing.stream, id },
@@ -180,25 +210,37 @@ impl Bus {
             return Ok(Err((RefusedBecause::RateLimited, retry_after)));
         }
         if priority == MessagePriority::Critical && !stream.may_reroute() {
-            return Ok(Ok(Route { lane: stream, sample: false }));
+            return Ok(Ok(Route::to(stream)));
         }
         let lanes = &self.0.pulse.lanes;
         let (mut lane, mut due) = lanes.look(stream, self.0.config.depth_sample_interval);
+        let has_spool = self.0.spool.is_some();
+        if has_spool && lane.pauses(stream, priority) == Some(ConservativeBecause::LogAway) {
+            // NORMAL and LOW do not even ask whether the log is back.
+            return Ok(Ok(Route { must_wait: true, ..Route::to(stream) }));
+        }
         let mut admission = self.admit(stream, priority, &lane);
         if due && admission != Ok(Admission::Publish) {
-            lane = self.look_at_backlog(stream).await?;
+            lane = match self.look_at_backlog(stream).await {
+                Err(error) if error.is_absence() && has_spool => {
+                    return Ok(Ok(Route { must_wait: true, ..Route::to(stream) }));
+                }
+                looked => looked?,
+            };
             admission = self.admit(stream, priority, &lane);
             due = false;
         }
         if admission == Ok(Admission::Reroute) {
             if self.take_token(outgoing).is_ok() {
-                return Ok(Ok(Route { lane: Stream::Emergency, sample: false }));
+                return Ok(Ok(Route::to(Stream::Emergency)));
             }
             admission = Ok(self.0.bands.admit_at_home(priority, lane.depth()));
         }
         Ok(match admission {
             Ok(Admission::Refuse) => Err((RefusedBecause::Backlog, RETRY_AFTER)),
-            Ok(Admission::Publish | Admission::Reroute) => Ok(Route { lane: stream, sample: due }),
+            Ok(Admission::Publish | Admission::Reroute) => {
+                Ok(Route { sample: due, ..Route::to(stream) })
+            }
             Err(no) => Err(no),
         })
     }
@@ -251,10 +293,7 @@ impl Bus {
     fn seal(&self, outgoing: Outgoing<'_>, lane: Stream) -> Result<Sealed, PublishError> {
         let mut attributes = BTreeMap::from([
             (attributes::ID.to_owned(), uuid::Uuid::now_v7().to_string()),
-            (attributes::ISSUED_AT_MS.to_owned(), leyline::time::now_unix_ms().to_string()),
             (attributes::SOURCE.to_owned(), outgoing.source.to_owned()),
-            (attributes::STREAM.to_owned(), self.name(lane).to_owned()),
-            (attributes::KEY_ID.to_owned(), self.0.keyring.current_id().to_string()),
         ]);
         if let Some(traceparent) = outgoing.traceparent {
             attributes.insert(attributes::TRACEPARENT.to_owned(), traceparent.to_owned());
@@ -264,14 +303,50 @@ impl Bus {
             payload: outgoing.message.encode_payload(),
             attributes,
         };
-        let payload = envelope.encode_to_vec();
-        let signature = self.0.keyring.sign(&payload);
-        let bytes = payload.len() + signature.len();
+        let sealed = self.stamp(envelope, lane);
+        let bytes = sealed.payload.len() + sealed.signature.len();
         let bytes_max = self.0.config.message_bytes_max;
         if bytes > bytes_max {
             return Err(PublishError::Oversize { bytes, bytes_max });
         }
-        Ok(Sealed { payload, signature })
+        Ok(sealed)
+    }
+
+    /// Says where to and when, and signs. The nonce stays what it is.
+    pub(crate) fn stamp(&self, mut envelope: BusEnvelope, lane: Stream) -> Sealed {
+        envelope.attributes.extend([
+            (attributes::ISSUED_AT_MS.to_owned(), leyline::time::now_unix_ms().to_string()),
+            (attributes::STREAM.to_owned(), self.name(lane).to_owned()),
+            (attributes::KEY_ID.to_owned(), self.0.keyring.current_id().to_string()),
+        ]);
+        let payload = envelope.encode_to_vec();
+        let signature = self.0.keyring.sign(&payload);
+        Sealed { payload, signature }
+    }
+
+    /// Puts a message on disk, where it waits for the log. `failed` is how its own append ended:
+    /// where the spool is full as well, that is what the publisher has to know, since the message
+    /// may have arrived all the same.
+    async fn keep(
+        &self,
+        stream: Stream,
+        sealed: &Sealed,
+        failed: Option<LogError>,
+    ) -> Result<Outcome, PublishError> {
+        let Some(spool) = &self.0.spool else {
+            panic!("only a bus with a spool puts messages there")
+        };
+        match spool.put(stream, &sealed.payload).await {
+            Ok(waiting) => Ok(Outcome::Spooled { stream, waiting }),
+            Err(NotSpooled::Disk(error)) => Err(error.into()),
+            Err(NotSpooled::Full) => match failed {
+                Some(error) => Err(error.into()),
+                None => {
+                    let reason = RefusedBecause::SpoolFull;
+                    Ok(Outcome::Refused { reason, retry_after: SPOOL_RETRY_AFTER })
+                }
+            },
+        }
     }
 
     /// Appends, in one round trip. Where the answer is lost the same bytes are sent again: should
@@ -283,10 +358,7 @@ impl Bus {
         urgent: bool,
         sample: bool,
     ) -> Result<EntryId, LogError> {
-        let fields: [(&[u8], &[u8]); 2] = [
-            (PAYLOAD.as_bytes(), &sealed.payload),
-            (SIGNATURE.as_bytes(), sealed.signature.as_bytes()),
-        ];
+        let fields = sealed.fields();
         let name = self.name(lane);
         let after = self.0.config.publish_timeout;
         let deadline = Instant::now() + after;
@@ -300,8 +372,9 @@ impl Bus {
                 Ok(id)
             });
             match appended.await {
+                // With a spool there is no need to make the publisher wait.
                 Ok(Err(LogError::Unreachable { .. }))
-                    if Instant::now() + RETRY_PAUSE < deadline =>
+                    if self.0.spool.is_none() && Instant::now() + RETRY_PAUSE < deadline =>
                 {
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }

@@ -2,7 +2,7 @@
 //! publishing, the consumer names in use. The state machines are pure; here stand only their locks.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use crate::breaker::{Breaker, BreakerPosition, BreakerStanding, Limits};
 use crate::conservative::{self, Event, Lane};
 use crate::log::Seat;
 use crate::metrics::{BreakerName, Metrics};
+use crate::spool::Spool;
 use crate::stream::Stream;
 
 /// Every stream's backlog as last seen, its mode, and when it was looked at.
@@ -95,6 +96,8 @@ pub(crate) struct Pulse {
     publish: Mutex<Breaker>,
     urgent: Mutex<Breaker>,
     pub(crate) lanes: Lanes,
+    /// Has something to send as soon as the log lives.
+    spool: OnceLock<Spool>,
     metrics: Metrics,
 }
 
@@ -107,7 +110,7 @@ impl Pulse {
         let breaker = || Mutex::new(Breaker::new(limits));
         let lanes =
             Lanes { lanes: Default::default(), limits: conservative, metrics: metrics.clone() };
-        Self { publish: breaker(), urgent: breaker(), lanes, metrics }
+        Self { publish: breaker(), urgent: breaker(), lanes, spool: OnceLock::new(), metrics }
     }
 
     /// Acts on the breaker of one lane and shows where it stands then.
@@ -139,7 +142,15 @@ impl Pulse {
         })
     }
 
+    /// From now on the spool hears of every sign of life. Once.
+    pub(crate) fn tell(&self, spool: Spool) {
+        self.spool.get_or_init(|| spool);
+    }
+
     pub(crate) fn log_is_alive(&self) {
+        if let Some(spool) = self.spool.get() {
+            spool.log_is_alive();
+        }
         for urgent in [false, true] {
             self.breaker(urgent, |breaker| breaker.log_is_alive(Instant::now()));
         }

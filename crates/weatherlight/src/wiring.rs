@@ -16,8 +16,15 @@ pub fn bus_config(settings: &EsperSettings) -> oona::Config {
         .with_bands_of_depth();
     let emergency_threshold =
         settings.oona_emergency_threshold.unwrap_or(bands.emergency_threshold);
+    // The embedded log stands on the same disk: what keeps it from writing keeps a spool as well.
+    let spool = settings.redis_url.as_ref().map(|_| oona::SpoolConfig {
+        directory: settings.state_dir.join("oona/spool"),
+        bytes_max: settings.oona_spool_bytes_max,
+        messages_max: settings.oona_spool_messages_max,
+    });
     oona::Config {
         log,
+        spool,
         redis: oona::RedisAccess {
             password: settings.redis_password.as_ref().map(|secret| secret.expose().to_owned()),
             ca_file: settings.oona_redis_ca_file.clone(),
@@ -180,6 +187,18 @@ mod tests {
         let asked = tolaria::Config::new(run, tolaria::data::Source::Xor, 1);
         let trained = training_config(&settings, asked.clone());
         assert_eq!(tolaria::Config { checkpoints: None, ..trained }, asked);
+    }
+
+    #[test]
+    fn only_redis_has_a_spool() {
+        let spool = |overrides: &[&str]| {
+            let overrides = overrides.iter().map(|one| (*one).to_owned()).collect();
+            let sources = Sources { overrides, ..Sources::default() };
+            bus_config(&resolve(&sources).unwrap().settings).spool
+        };
+        assert_eq!(spool(&[]), None);
+        let redis = ["REDIS_URL=redis://localhost", "WEATHERLIGHT_STATE_DIR=/state"];
+        assert_eq!(spool(&redis), Some(oona::SpoolConfig::new("/state/oona/spool")));
     }
 
     /// Whoever sets the limit alone gets every band in proportion.

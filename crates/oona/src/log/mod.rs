@@ -179,6 +179,25 @@ impl Log {
         }
     }
 
+    /// Appends all or none, in order. Only what waited in a spool goes this way, hence on Redis.
+    pub(crate) async fn append_many(
+        &self,
+        stream: &str,
+        entries: &[[(&[u8], &[u8]); 2]],
+        urgent: bool,
+    ) -> Result<Vec<EntryId>, LogError> {
+        match self {
+            Self::Embedded(log) => {
+                let mut ids = Vec::with_capacity(entries.len());
+                for fields in entries {
+                    ids.push(log.append(stream, fields).await?);
+                }
+                Ok(ids)
+            }
+            Self::Redis(log) => log.append_many(stream, entries, urgent).await,
+        }
+    }
+
     /// Makes stream and group, from the stream's beginning. `false` when the group was there.
     pub(crate) async fn create_group(&self, stream: &str, group: &str) -> Result<bool, LogError> {
         either!(self, log => log.create_group(stream, group).await)

@@ -17,6 +17,7 @@ mod proxy;
 mod redis;
 mod redis_server;
 mod rig;
+mod spool;
 mod upkeep;
 
 /// Runs each function of this module against both logs.

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use nissa::{HttpConfig, WorkerControl};
-use oona::{Bus, EmergencyLane, Housekeeping};
+use oona::{Bus, EmergencyLane, Housekeeping, SpoolSender};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
@@ -102,7 +102,11 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
 /// What keeps the bus, in any process.
 pub(super) fn bus_rows(settings: &EsperSettings, bus: &Bus) -> Vec<Row> {
     let keep = housekeeping(bus);
-    vec![row(settings, "oona.housekeeping", Parkable, &[], stop::BUS, keep)]
+    let mut rows = vec![row(settings, "oona.housekeeping", Parkable, &[], stop::BUS, keep)];
+    if bus.config().spool.is_some() {
+        rows.push(row(settings, "oona.spool", Parkable, &[], stop::BUS, spool(bus)));
+    }
+    rows
 }
 
 /// Every other worker of the service, in boot order.
@@ -134,6 +138,13 @@ fn housekeeping(bus: &Bus) -> Build {
     let bus = bus.clone();
     build(move |context| {
         Housekeeping { bus: bus.clone(), heartbeat: context.heartbeat }.run(context.stop)
+    })
+}
+
+fn spool(bus: &Bus) -> Build {
+    let bus = bus.clone();
+    build(move |context| {
+        SpoolSender { bus: bus.clone(), heartbeat: context.heartbeat }.run(context.stop)
     })
 }
 

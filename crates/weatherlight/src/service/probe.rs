@@ -105,7 +105,12 @@ impl Probe {
                 format!("NORMAL and LOW messages on the {stream} stream pause: the log is away")
             }
         };
-        self.bus.conservative().into_iter().map(pause).collect()
+        let mut paused: Vec<String> = self.bus.conservative().into_iter().map(pause).collect();
+        let waiting = self.bus.spool().map_or(0, |spool| spool.messages);
+        if waiting > 0 {
+            paused.push(format!("{waiting} messages wait on disk until the log is back"));
+        }
+        paused
     }
 
     /// Keeps the last known backlog while the log is silent, and logs the change only.

@@ -145,6 +145,12 @@ settings! {
         oona_emergency_threshold: Option<u64> = "OONA_EMERGENCY_THRESHOLD" "oona.emergency_threshold"
             Integer(1, 1_000_000_000), None, Restart,
             "Backlog from which HIGH and CRITICAL messages take the emergency lane. Unset: 50 % of OONA_QUEUE_DEPTH_MAX, 5000.";
+        oona_spool_bytes_max: u64 = "OONA_SPOOL_MAX_BYTES" "oona.spool_max_bytes"
+            Bytes(1 << 20, 1 << 40), Some("64MiB"), Restart,
+            "Bytes of messages that wait on disk, in `WEATHERLIGHT_STATE_DIR/oona/spool`, while Redis is away. Beyond it publishing is refused. The file itself may be somewhat larger.";
+        oona_spool_messages_max: u64 = "OONA_SPOOL_MAX_MESSAGES" "oona.spool_max_messages"
+            Integer(1, 100_000_000), Some("100000"), Restart,
+            "Messages that wait there at once.";
         oona_recovery_depth: Option<u64> = "OONA_RECOVERY_DEPTH" "oona.recovery_depth"
             Integer(1, 1_000_000_000), None, Restart,
             "Backlog below which conservative mode ends: NORMAL and LOW messages, paused since the backlog passed the limit for NORMAL, go on. Unset: OONA_EMERGENCY_THRESHOLD, 5000.";

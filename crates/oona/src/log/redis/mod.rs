@@ -5,6 +5,7 @@
 //! (connections that come back by themselves), then this file and what is asked over them.
 
 mod access;
+mod append_many;
 mod consume;
 mod link;
 mod look;
