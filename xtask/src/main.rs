@@ -7,6 +7,7 @@ mod licences;
 mod metrics_page;
 mod pitfalls;
 mod redis;
+mod redis_newer;
 mod run;
 
 use std::path::{Path, PathBuf};
@@ -83,7 +84,9 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn test(root: &Path, rest: &[String]) -> Result<()> {
     let server = redis::server(root)?;
-    println!("Redis server for the tests: {}", server.display());
+    let newer = redis_newer::servers(root, &server)?;
+    println!("Redis servers for the tests: {}", server.display());
+    println!("  newer: {}, Valkey: {}", newer.redis.display(), newer.valkey.display());
     let mut arguments = vec!["test", "--locked"];
     match rest {
         [] => arguments.push("--workspace"),
@@ -91,5 +94,7 @@ fn test(root: &Path, rest: &[String]) -> Result<()> {
     }
     run::cargo_with(root, &arguments, |command| {
         command.env("WEATHERLIGHT_TEST_REDIS_SERVER", &server);
+        command.env("WEATHERLIGHT_TEST_REDIS_NEWER", &newer.redis);
+        command.env("WEATHERLIGHT_TEST_VALKEY_SERVER", &newer.valkey);
     })
 }

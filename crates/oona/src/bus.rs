@@ -15,9 +15,10 @@ use crate::check::Checker;
 use crate::config::{Config, LogKind};
 use crate::conservative::{self, ConservativeBecause};
 use crate::consumer::{Consumer, ConsumerSpec, Post, Role};
+use crate::durability::Durability;
 use crate::entry::EntryId;
 use crate::error::{BusError, PublishError};
-use crate::log::Log;
+use crate::log::{Capabilities, Log};
 use crate::metrics::Metrics;
 use crate::publish::{Outcome, Outgoing};
 use crate::shared::{Names, Pulse};
@@ -53,7 +54,7 @@ impl Bus {
     /// [`BusError::Config`] with every fault of the settings; [`BusError::Locked`],
     /// [`BusError::Open`] or [`BusError::Damaged`] for the embedded log's file;
     /// [`BusError::BadUrl`], [`BusError::UnsupportedUrl`], [`BusError::Certificate`],
-    /// [`BusError::TooOld`] or [`BusError::Log`] for Redis.
+    /// [`BusError::TooOld`], [`BusError::Durability`] or [`BusError::Log`] for Redis.
     pub async fn open(
         config: Config,
         keyring: Keyring,
@@ -275,6 +276,16 @@ impl Bus {
     /// What waits on disk for a log that is away; `None` without a spool.
     pub fn spool(&self) -> Option<SpoolStanding> {
         self.0.spool.as_ref().map(Spool::standing)
+    }
+
+    /// What the server behind the bus is and can do; `None` for the embedded log.
+    pub fn capabilities(&self) -> Option<&Capabilities> {
+        self.0.log.capabilities()
+    }
+
+    /// How safe an entry of this stream is when its publish returns.
+    pub fn durability(&self, stream: Stream) -> Durability {
+        self.0.log.durability(self.name(stream))
     }
 
     /// The settings in force.

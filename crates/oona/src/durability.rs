@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::stream::Stream;
 
 /// What a publish waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Durability {
     /// The server has it in memory; how soon it is on disk is the server's `appendfsync`.
     #[default]

@@ -7,6 +7,8 @@ use std::time::Duration;
 use leyline::wire::BusMessageType;
 
 use crate::config::ConfigFault;
+use crate::durability::Durability;
+use crate::entry::EntryId;
 use crate::spool::SpoolError;
 use crate::stream::Stream;
 
@@ -49,6 +51,26 @@ pub enum LogError {
         operation: &'static str,
         /// The server's answer.
         source: redis::RedisError,
+    },
+    /// The entry was appended, and did not become as safe as its stream asks in time. It will be
+    /// delivered, unless the server is lost before its disk or its replicas have caught up: do not
+    /// publish it again.
+    #[error(
+        "entry {entry} stands in the log, on {disks} disk(s) and {replicas} replica(s) after \
+         {after:?} where {class} was asked for; look after the server's disk and replicas, and do \
+         not send it again"
+    )]
+    NotDurable {
+        /// The entry.
+        entry: EntryId,
+        /// What was asked for.
+        class: Durability,
+        /// Disks that are known to have it.
+        disks: u32,
+        /// Replicas that are known to have it.
+        replicas: u32,
+        /// How long it was waited for.
+        after: Duration,
     },
     /// The server answered with a shape that the command does not have.
     #[error("the log answered {operation} with something unexpected; is it Redis 7.0 or later?")]
@@ -112,9 +134,10 @@ pub enum LogError {
 
 impl LogError {
     /// Whether it counts against a breaker: the log did not do its work. A missing group or a full
-    /// log is its state, not its failure.
+    /// log is its state, not its failure; and what is less safe than asked for was appended all the
+    /// same.
     pub fn is_failure(&self) -> bool {
-        !matches!(self, Self::NoGroup { .. } | Self::Full { .. })
+        !matches!(self, Self::NoGroup { .. } | Self::Full { .. } | Self::NotDurable { .. })
     }
 
     /// Whether nobody answered: the log is away, or on its way. Publishes wait in the spool then.
@@ -164,6 +187,16 @@ pub enum BusError {
         log: String,
         /// What it calls itself.
         version: String,
+    },
+    /// The server cannot give the durability that a stream asks for.
+    #[error("the server at {log} cannot give {class}: {problem}; set OONA_DURABILITY accordingly")]
+    Durability {
+        /// Address without credentials.
+        log: String,
+        /// What was asked for.
+        class: Durability,
+        /// Why not, and what would help.
+        problem: &'static str,
     },
     /// Another process, or another bus in this one, holds the embedded log.
     #[error(

@@ -9,7 +9,7 @@ use crate::bus::Bus;
 use crate::entry::EntryId;
 use crate::error::{BusError, LogError};
 use crate::heartbeat::Heartbeat;
-use crate::log::{GroupInfo, PendingOf, Seat};
+use crate::log::{GroupInfo, PendingOf, Seat, Spare};
 use crate::stream::Stream;
 
 /// Between two rounds of trimming and of looking for dead consumers.
@@ -118,7 +118,11 @@ impl Bus {
         for group in &plan.abandoned {
             unread += self.count_unread(name, group, plan.below).await?;
         }
-        let trimmed = self.0.log.trim(name, plan.below).await?;
+        let spare = match plan.abandoned.is_empty() {
+            true => Spare::Unacknowledged,
+            false => Spare::Nothing,
+        };
+        let trimmed = self.0.log.trim(name, plan.below, spare).await?;
         self.0.metrics.count_trimmed(stream, trimmed, unread);
         if unread > 0 {
             tracing::warn!(%stream, unread, "entries trimmed that an abandoned group had not read");

@@ -59,7 +59,7 @@ pub use entry::{BadEntryId, EntryId};
 pub use error::{BusError, LogError, PublishError};
 pub use heartbeat::Heartbeat;
 pub use housekeeping::Housekeeping;
-pub use log::check_url;
+pub use log::{About, Capabilities, ServerKind, check_url, probe};
 pub use metrics::Metrics;
 pub use publish::{Outcome, Outgoing, RefusedBecause};
 pub use replay::ReplayError;

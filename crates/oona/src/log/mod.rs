@@ -12,12 +12,13 @@ mod redis;
 use std::time::Duration;
 
 use crate::config::{Config, LogChoice, LogKind};
+use crate::durability::Durability;
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::{BusError, LogError};
 
 pub(crate) use self::embedded::open_bytes as embedded_file;
 use self::embedded::{EmbeddedLog, EmbeddedReader};
-pub use self::redis::check_url;
+pub use self::redis::{About, Capabilities, ServerKind, check_url, probe};
 use self::redis::{RedisLog, RedisReader};
 pub(crate) use self::redis::{hash_tag, is_cluster};
 
@@ -84,6 +85,15 @@ pub(crate) enum NonceClaim {
     Again,
     /// It belongs to another entry: a replayed copy.
     Replay,
+}
+
+/// What trimming must leave, whatever the trim point says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spare {
+    /// What some group has not acknowledged.
+    Unacknowledged,
+    /// Nothing: a group is known to be abandoned.
+    Nothing,
 }
 
 /// One stream as one consumer of one group sees it.
@@ -329,9 +339,34 @@ impl Log {
         either!(self, log => log.read_after(places, count).await)
     }
 
-    /// Removes every entry before `below`; says how many.
-    pub(crate) async fn trim(&self, stream: &str, below: EntryId) -> Result<u64, LogError> {
-        either!(self, log => log.trim(stream, below).await)
+    /// Removes the entries before `below`; says how many. A log that can sees for itself what is
+    /// still needed.
+    pub(crate) async fn trim(
+        &self,
+        stream: &str,
+        below: EntryId,
+        spare: Spare,
+    ) -> Result<u64, LogError> {
+        match self {
+            Self::Embedded(log) => log.trim(stream, below).await,
+            Self::Redis(log) => log.trim(stream, below, spare).await,
+        }
+    }
+
+    /// What the server can do; the embedded log is none.
+    pub(crate) fn capabilities(&self) -> Option<&Capabilities> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Redis(log) => Some(log.capabilities()),
+        }
+    }
+
+    /// What an append to this stream waits for.
+    pub(crate) fn durability(&self, stream: &str) -> Durability {
+        match self {
+            Self::Embedded(_) => Durability::Fsync,
+            Self::Redis(log) => log.durability(stream),
+        }
     }
 
     pub(crate) async fn len(&self, stream: &str) -> Result<u64, LogError> {

@@ -123,7 +123,10 @@ pub async fn check(settings: &EsperSettings) -> (Findings, Port) {
     findings.extend(directories::check(settings));
     findings.push(clock::alone());
     match &settings.redis_url {
-        Some(url) => findings.extend(redis_log::check(url).await),
+        Some(url) => {
+            let config = crate::wiring::bus_config(settings);
+            findings.extend(redis_log::check(url, &config).await);
+        }
         None => findings.push(Finding::good("log", "embedded, for this process alone")),
     }
     findings.push(catalogue(settings).await);

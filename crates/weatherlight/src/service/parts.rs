@@ -55,7 +55,8 @@ impl From<OpenError> for BootFailure {
                 BusError::Config(_)
                 | BusError::BadUrl { .. }
                 | BusError::UnsupportedUrl { .. }
-                | BusError::Certificate { .. },
+                | BusError::Certificate { .. }
+                | BusError::Durability { .. },
             ) => Exit::Configuration,
             OpenError::Bus(_)
             | OpenError::Library(_)

@@ -4,9 +4,11 @@
 //! Reading order: `url` (what a URL says), `access` (the clients it stands for), `link`
 //! (connections that come back by themselves), then this file and what is asked over them.
 
+mod about;
 mod access;
 mod append_many;
 mod consume;
+mod durable;
 mod link;
 mod look;
 mod reader;
@@ -17,18 +19,24 @@ mod tag;
 mod upkeep;
 mod url;
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use redis::cluster_routing::Slot;
 use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
 
 use crate::config::Config;
+use crate::durability::Durability;
 use crate::entry::EntryId;
 use crate::error::{BusError, LogError};
 use crate::log::GroupInfo;
+use crate::stream::Stream;
 
+pub use self::about::{About, Capabilities, ServerKind, probe};
 use self::access::Access;
+use self::durable::{Durable, Shortfall};
 use self::link::Link;
 pub(crate) use self::reader::RedisReader;
 use self::reply::{entry_id, groups};
@@ -47,6 +55,13 @@ struct Inner {
     slot: Slot,
     main: Link,
     urgent: Link,
+    /// For the streams whose publishers wait, by class and by whether it is the urgent lane.
+    durable: HashMap<(Durability, bool), Arc<Durable>>,
+    /// Of the streams that have one, by their name in the log.
+    classes: HashMap<String, Durability>,
+    capabilities: Capabilities,
+    /// Whether trimming may name the acknowledged; false once a server has refused that.
+    acked_trim: AtomicBool,
     command_timeout: Duration,
     key_prefix: String,
     /// Prefix of the claims; with the hash tag of the streams when they have one.
@@ -62,16 +77,24 @@ impl std::fmt::Debug for RedisLog {
 }
 
 impl RedisLog {
-    /// Connects and asks for the time: a server that does not answer now is reported now.
+    /// Connects and asks what the server is: one that does not answer now is reported now.
     pub(crate) async fn open(url: &str, config: &Config) -> Result<Self, BusError> {
         let access = Arc::new(Access::of(url, &config.redis)?);
         let anchor = &config.streams.dead_letter;
         let slot = Slot::for_key(anchor);
         let prefix = &config.key_prefix;
+        let link = || Link::new(Arc::clone(&access), slot, config.command_timeout);
+        let main = link();
+        let about = learn(&main, &access, config).await?;
+        tracing::info!(log = %access.shown, server = %about.capabilities, "connected to the log");
         let log = Self(Arc::new(Inner {
             slot,
-            main: Link::new(Arc::clone(&access), slot, config.command_timeout),
-            urgent: Link::new(Arc::clone(&access), slot, config.command_timeout),
+            main,
+            urgent: link(),
+            durable: durables(&access, slot, config),
+            classes: classes(config),
+            acked_trim: AtomicBool::new(about.capabilities.acked_trim),
+            capabilities: about.capabilities,
             access,
             command_timeout: config.command_timeout,
             key_prefix: prefix.clone(),
@@ -82,27 +105,16 @@ impl RedisLog {
             claim_ttl: config.claim_ttl(),
             scripts: Scripts::new(),
         }));
-        log.now_ms().await?;
-        log.check_version().await?;
         Ok(log)
     }
 
-    /// A server that does not tell its version (no permission for `INFO`) is given the benefit of
-    /// the doubt: the first command that it does not know says so.
-    async fn check_version(&self) -> Result<(), BusError> {
-        let info = self.ask::<String>("version", false, redis::cmd("INFO").arg("server")).await;
-        let info = match info {
-            Err(LogError::Refused { .. }) => return Ok(()),
-            other => other?,
-        };
-        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
-        let Some(version) = version.map(str::trim) else { return Ok(()) };
-        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-        if major.is_some_and(|major| major < 7) {
-            let version = version.to_owned();
-            return Err(BusError::TooOld { log: self.0.access.shown.clone(), version });
-        }
-        Ok(())
+    pub(crate) fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    /// What a publish on this stream waits for.
+    pub(crate) fn durability(&self, stream: &str) -> Durability {
+        self.0.classes.get(stream).copied().unwrap_or_default()
     }
 
     pub(crate) async fn append(
@@ -111,6 +123,9 @@ impl RedisLog {
         fields: &[(&[u8], &[u8])],
         urgent: bool,
     ) -> Result<EntryId, LogError> {
+        if let Some(durable) = self.durable(stream, urgent) {
+            return self.append_durably(durable, xadd(stream, fields)).await;
+        }
         let value: redis::Value = self.ask("append", urgent, &xadd(stream, fields)).await?;
         entry_id(&value).ok_or(LogError::Reply { operation: "append" })
     }
@@ -122,6 +137,10 @@ impl RedisLog {
         urgent: bool,
     ) -> Result<(EntryId, Vec<GroupInfo>), LogError> {
         let operation = "append";
+        if let Some(durable) = self.durable(stream, urgent) {
+            let id = self.append_durably(durable, xadd(stream, fields)).await?;
+            return Ok((id, self.groups(stream).await.unwrap_or_default()));
+        }
         let mut pipe = redis::pipe();
         pipe.add_command(xadd(stream, fields));
         pipe.cmd("XINFO").arg("GROUPS").arg(stream);
@@ -137,6 +156,23 @@ impl RedisLog {
             return Ok((id, Vec::new()));
         };
         Ok((id, self.count_unknown(stream, seen).await.unwrap_or_default()))
+    }
+
+    fn durable(&self, stream: &str, urgent: bool) -> Option<&Arc<Durable>> {
+        self.0.durable.get(&(*self.0.classes.get(stream)?, urgent))
+    }
+
+    async fn append_durably(&self, durable: &Durable, command: Cmd) -> Result<EntryId, LogError> {
+        let operation = "durable append";
+        let (class, after) = (durable.class(), durable.wait());
+        durable.append(command).await.map_err(|shortfall| match shortfall {
+            Shortfall::Failed(source) => self.fault(operation, source),
+            Shortfall::TimedOut => LogError::TimedOut { operation, after },
+            Shortfall::Reply => LogError::Reply { operation },
+            Shortfall::Weak { entry, disks, replicas } => {
+                LogError::NotDurable { entry, class, disks, replicas, after }
+            }
+        })
     }
 
     pub(crate) async fn now_ms(&self) -> Result<u64, LogError> {
@@ -186,29 +222,82 @@ impl RedisLog {
         }
     }
 
-    /// What a client error means to the bus.
     fn fault(&self, operation: &'static str, source: RedisError) -> LogError {
-        use redis::ErrorKind as Kind;
-        if source.code() == Some("NOGROUP") {
-            return LogError::NoGroup { stream: String::new(), group: String::new() };
-        }
-        if source.is_timeout() {
-            return LogError::TimedOut { operation, after: self.0.command_timeout };
-        }
-        let log = self.0.access.shown.clone();
-        if is_untrusted(&source) {
-            return LogError::Untrusted { log, source };
-        }
-        match source.kind() {
-            Kind::Parse | Kind::UnexpectedReturnType => LogError::Reply { operation },
-            kind if is_absent(kind) => LogError::Unreachable { log, source },
-            _ => LogError::Refused { operation, source },
-        }
+        fault(&self.0.access.shown, self.0.command_timeout, operation, source)
     }
 
     /// The hash with the heartbeats of a group's consumers; `*` stands for any of them.
     fn beats_key(&self, stream: &str, group: &str) -> String {
         format!("{}:beats:{stream}:{group}", self.0.key_prefix)
+    }
+}
+
+/// Asks the server what it is, and whether that is enough for what is set.
+async fn learn(main: &Link, access: &Access, config: &Config) -> Result<About, BusError> {
+    let operation = "look at the server";
+    let after = config.command_timeout;
+    let mut link = main.clone();
+    let looked = tokio::time::timeout(after, about::look(&mut link, &access.shown)).await;
+    let looked = looked.map_err(|_| LogError::TimedOut { operation, after })?;
+    let about = looked.map_err(|source| fault(&access.shown, after, operation, source))?;
+    let about = about.ok_or(LogError::Reply { operation })?.judged()?;
+    let class =
+        config.durability.classes().find(|class| matches!(class, Durability::WaitAof { .. }));
+    let problem = match class {
+        Some(_) if !about.capabilities.waitaof => {
+            "it has no WAITAOF, which takes Redis 7.2 or later, or Valkey"
+        }
+        Some(_) if about.aof == Some(false) => {
+            "it keeps no append-only file, which takes `appendonly yes`"
+        }
+        _ => return Ok(about),
+    };
+    let class = class.unwrap_or_default();
+    Err(BusError::Durability { log: access.shown.clone(), class, problem })
+}
+
+fn classes(config: &Config) -> HashMap<String, Durability> {
+    let class = |stream| (config.streams.name(stream).to_owned(), config.durability.of(stream));
+    Stream::ALL.map(class).into_iter().filter(|(_, class)| *class != Durability::None).collect()
+}
+
+/// One for each class of the usual streams, and one for that of the emergency lane.
+fn durables(
+    access: &Arc<Access>,
+    slot: Slot,
+    config: &Config,
+) -> HashMap<(Durability, bool), Arc<Durable>> {
+    let wait = config.durability_timeout;
+    let limit = wait + config.command_timeout;
+    let mut durables = HashMap::new();
+    for stream in Stream::ALL {
+        let class = config.durability.of(stream);
+        if class != Durability::None {
+            durables.entry((class, stream == Stream::Emergency)).or_insert_with(|| {
+                Durable::new(Link::new(Arc::clone(access), slot, limit), class, wait, limit)
+            });
+        }
+    }
+    durables
+}
+
+/// What a client error means to the bus.
+fn fault(log: &str, after: Duration, operation: &'static str, source: RedisError) -> LogError {
+    use redis::ErrorKind as Kind;
+    if source.code() == Some("NOGROUP") {
+        return LogError::NoGroup { stream: String::new(), group: String::new() };
+    }
+    if source.is_timeout() {
+        return LogError::TimedOut { operation, after };
+    }
+    let log = log.to_owned();
+    if is_untrusted(&source) {
+        return LogError::Untrusted { log, source };
+    }
+    match source.kind() {
+        Kind::Parse | Kind::UnexpectedReturnType => LogError::Reply { operation },
+        kind if is_absent(kind) => LogError::Unreachable { log, source },
+        _ => LogError::Refused { operation, source },
     }
 }
 

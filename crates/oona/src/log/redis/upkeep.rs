@@ -1,5 +1,6 @@
 //! Groups, trimming, looking: what is done now and then.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
@@ -8,7 +9,7 @@ use super::RedisLog;
 use super::reply::{Groups, entry, groups, items, number, text};
 use crate::entry::{EntryId, Fields};
 use crate::error::LogError;
-use crate::log::{GroupInfo, GroupLife, Seat};
+use crate::log::{GroupInfo, GroupLife, Seat, Spare};
 
 impl RedisLog {
     pub(crate) async fn create_group(&self, stream: &str, group: &str) -> Result<bool, LogError> {
@@ -106,10 +107,29 @@ impl RedisLog {
         self.bounded("removal of a consumer", call.invoke_async(&mut connection)).await
     }
 
-    pub(crate) async fn trim(&self, stream: &str, below: EntryId) -> Result<u64, LogError> {
+    /// Where the server can, it is also told to spare what some group has not acknowledged: the
+    /// trim point was right when it was reckoned, and groups may have come since.
+    pub(crate) async fn trim(
+        &self,
+        stream: &str,
+        below: EntryId,
+        spare: Spare,
+    ) -> Result<u64, LogError> {
+        let operation = "trim";
         let mut command = redis::cmd("XTRIM");
         command.arg(stream).arg("MINID").arg(below.to_string());
-        self.ask("trim", false, &command).await
+        let knows = self.0.acked_trim.load(Ordering::Relaxed);
+        if spare == Spare::Nothing || !knows {
+            return self.ask(operation, false, &command).await;
+        }
+        match self.ask(operation, false, command.clone().arg("ACKED")).await {
+            // Another server than at connect: an older one took over.
+            Err(LogError::Refused { source, .. }) if source.code() == Some("ERR") => {
+                self.0.acked_trim.store(false, Ordering::Relaxed);
+                self.ask(operation, false, &command).await
+            }
+            answer => answer,
+        }
     }
 
     pub(crate) async fn range(
