@@ -253,6 +253,8 @@ impl Shared {
         let file = match &*own {
             Own::Open(file) => Arc::clone(file),
             Own::None => Arc::new(File::create(&self.config.directory)?),
+            // Somebody may have cleared the directory meanwhile.
+            Own::Broken(path) if !path.exists() => Arc::new(File::create(&self.config.directory)?),
             Own::Broken(path) => Arc::new(File::open(path)?),
         };
         let done = work(&file);

@@ -17,6 +17,7 @@ crate::on_both_logs!(
     an_origin_has_its_share_of_the_emergency_lane,
     a_flood_of_one_origin_does_not_hold_up_another,
     conservative_mode_ends_once_the_backlog_has_stayed_low,
+    breakers_count_only_failures_of_the_log,
     round_trips_are_measured,
 );
 
@@ -264,6 +265,32 @@ async fn conservative_mode_ends_once_the_backlog_has_stayed_low(rig: Rig) {
     }
     assert!(emptied.elapsed() >= window, "left after {:?}", emptied.elapsed());
     assert_eq!(bus.conservative(), []);
+}
+
+/// Failed handlers, refusals, bad messages: more of each than a breaker forgives.
+async fn breakers_count_only_failures_of_the_log(rig: Rig) {
+    let bus = rig.bus_with(small).await;
+    let stream = Stream::KernelRequests;
+    publish_on(&bus, stream, &request("r", now_ms())).await;
+    let mut reader = consumer(&bus, stream);
+    for _ in 0..5 {
+        recv(&mut reader).await.fail("a handler's own fault").await.unwrap();
+    }
+    fill(&bus, stream, 30).await;
+    let message = request("r", now_ms());
+    // The first publish after a while looks at the backlog on its way.
+    assert!(bus.publish(stream, P::Normal, "test", &message).await.is_ok());
+    for _ in 0..5 {
+        let outcome = bus.publish(stream, P::Normal, "test", &message).await.unwrap();
+        assert!(refused(&outcome), "{outcome:?}");
+        let large = state(&"x".repeat(300 * 1024), 1);
+        assert!(bus.publish(Stream::Normal, P::High, "test", &large).await.is_err());
+        assert!(bus.publish(Stream::Policy, P::High, "test", &state("run", 1)).await.is_err());
+    }
+    for breaker in bus.breakers() {
+        assert_eq!(breaker.position, oona::BreakerPosition::Closed, "{}", breaker.name);
+    }
+    assert_eq!(bus.breakers().len(), 3);
 }
 
 async fn round_trips_are_measured(rig: Rig) {
