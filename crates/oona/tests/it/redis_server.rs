@@ -48,15 +48,6 @@ impl RedisServer {
         panic!("redis-server does not start on any port");
     }
 
-    /// A sentinel with that settings file, which it writes to.
-    pub fn start_sentinel(program: PathBuf, file: &Path) -> Self {
-        let file = file.to_str().expect("a path of plain text").to_owned();
-        let mut server = Self::start_program_from(program, Some(file), &["--sentinel"]);
-        server.extra.push(String::new());
-        server.extra.pop();
-        server
-    }
-
     /// Starts the process; `false` when it ends before it accepts connections.
     fn run(&mut self) -> bool {
         let program = std::env::var_os("WEATHERLIGHT_TEST_REDIS_SERVER");
