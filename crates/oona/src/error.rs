@@ -201,13 +201,19 @@ pub enum BusError {
     /// Another process, or another bus in this one, holds the embedded log.
     #[error(
         "the embedded log {path} is in use{}; stop that process, choose another file, or set REDIS_URL to share one log",
-        holder(*pid)
+        holder(*pid, command.as_deref(), host.as_deref(), *held_for)
     )]
     Locked {
         /// The log's file.
         path: PathBuf,
         /// Process that holds it, when it could be read.
         pid: Option<u32>,
+        /// Its command line, without what would make a line of its own.
+        command: Option<String>,
+        /// Its host, when that is another one.
+        host: Option<String>,
+        /// How long it has had the log.
+        held_for: Option<Duration>,
     },
     /// The embedded log's file or directory cannot be made or opened.
     #[error("cannot open the embedded log {path}; check that its directory is writable")]
@@ -242,8 +248,23 @@ fn free(bytes: Option<u64>) -> String {
     bytes.map(|bytes| format!(", {bytes} bytes are free on its disk")).unwrap_or_default()
 }
 
-fn holder(pid: Option<u32>) -> String {
-    pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
+fn holder(
+    pid: Option<u32>,
+    command: Option<&str>,
+    host: Option<&str>,
+    held_for: Option<Duration>,
+) -> String {
+    let mut text = pid.map(|pid| format!(" by process {pid}")).unwrap_or_default();
+    if let Some(command) = command {
+        text += &format!(" ({command})");
+    }
+    if let Some(host) = host {
+        text += &format!(" on {host}");
+    }
+    if let Some(held_for) = held_for {
+        text += &format!(" for {} s", held_for.as_secs());
+    }
+    text
 }
 
 /// Why a message was not published. Being refused under pressure is no error but an

@@ -6,6 +6,8 @@
 //! pending there until it is acknowledged; claiming moves it to another consumer and counts as a
 //! delivery; renewing resets its idle time and does not.
 
+#[cfg(test)]
+mod differential;
 mod embedded;
 mod redis;
 

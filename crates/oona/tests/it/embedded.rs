@@ -3,7 +3,8 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
-use oona::{Bus, BusError, Config, LogChoice, Metrics, Stream};
+use leyline::wire::MessagePriority;
+use oona::{Bus, BusError, Config, LogChoice, LogError, Metrics, PublishError, Stream};
 
 use crate::rig::*;
 
@@ -36,8 +37,11 @@ async fn a_second_holder_is_told_who_has_the_log() {
     let rig = Rig::embedded();
     let _bus = rig.bus().await;
     let error = Bus::open(rig.config.clone(), keyring(), Metrics::detached()).await.unwrap_err();
-    let BusError::Locked { pid, .. } = &error else { panic!("{error}") };
+    let BusError::Locked { pid, command, host, held_for, .. } = &error else { panic!("{error}") };
     assert_eq!(*pid, Some(std::process::id()));
+    let program = std::env::args().next().unwrap();
+    assert!(command.as_ref().is_some_and(|command| command.starts_with(&program)), "{command:?}");
+    assert!(host.is_none() && held_for.is_some_and(|time| time < PATIENCE));
     let text = error.to_string();
     assert!(text.contains("log.redb") && text.contains("REDIS_URL"), "{text}");
 }
@@ -115,6 +119,119 @@ async fn nothing_published_is_lost_by_kill_9() {
         delivery.ack().await.unwrap();
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), (0..200).collect::<Vec<_>>());
+}
+
+const SMALL: &str = "OONA_TEST_FILLS_ITS_DISK";
+
+/// Not a test of its own: what the next test runs. Its files may only grow so far, then further.
+#[tokio::test]
+async fn child_whose_disk_is_full_for_a_while() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let Ok(path) = std::env::var(SMALL) else { return };
+    let config = Config { log: LogChoice::Embedded { path: path.into() }, ..Config::default() };
+    let bus = Bus::open(config, keyring(), Metrics::detached()).await.unwrap();
+    bus.ensure_groups(&[(Stream::Normal, GROUP)]).await.unwrap();
+    let usual = getrlimit(Resource::Fsize);
+    let full = rustix::process::Rlimit { current: Some(3 << 20), ..usual };
+    setrlimit(Resource::Fsize, full).unwrap();
+    let filling = "x".repeat(100_000);
+    let (mut published, mut number) = (Vec::new(), 0);
+    let refused = loop {
+        match bus
+            .publish(Stream::Normal, MessagePriority::Critical, "test", &state(&filling, number))
+            .await
+        {
+            Ok(outcome) => assert!(outcome.is_sent(), "{outcome:?}"),
+            Err(error) => break error,
+        }
+        published.push(number);
+        number += 1;
+        assert!(number < 1000, "the limit does nothing");
+    };
+    let text = refused.to_string();
+    assert!(
+        matches!(refused, PublishError::Log(LogError::NotStored { free_bytes: Some(_), .. })),
+        "{text}"
+    );
+    assert!(text.contains("not stored") && text.contains("log.redb"), "{text}");
+    // What was acknowledged before is still handed out.
+    let mut reader = consumer(&bus, Stream::Normal);
+    for number in &published {
+        let delivery = recv(&mut reader).await;
+        assert_eq!(epoch(&delivery), *number);
+        delivery.ack().await.unwrap();
+    }
+    setrlimit(Resource::Fsize, usual).unwrap();
+    let freed = tokio::time::Instant::now();
+    let last = number + 1;
+    // The breaker may be open; what the log itself says is tried through it.
+    while bus.append_raw(Stream::Telemetry, &[("payload", b"x")]).await.is_err() {
+        assert!(freed.elapsed() < PATIENCE, "the log does not go on by itself");
+    }
+    println!("went on after {} ms", freed.elapsed().as_millis());
+    bus.ping().await.unwrap();
+    publish(&bus, &state("run", last)).await;
+    let delivery = recv(&mut reader).await;
+    assert_eq!(epoch(&delivery), last, "what was refused does not appear");
+    delivery.ack().await.unwrap();
+    bus.flush().await.unwrap();
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+    println!("all is well");
+}
+
+/// A full disk refuses and recovers: the limit on the size of files stands for the disk.
+#[tokio::test]
+async fn a_full_disk_is_a_typed_error_and_no_end() {
+    let rig = Rig::embedded();
+    let LogChoice::Embedded { path } = &rig.config.log else { unreachable!() };
+    // The limit is the whole process's, and its signal must not end it: the shell ignores it first.
+    let command = "trap '' XFSZ; exec \"$0\" \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", command])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "embedded::child_whose_disk_is_full_for_a_while", "--nocapture"])
+        .env(SMALL, path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("all is well"), "{text}\n{errors}");
+    let bus = rig.bus().await;
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_log_beyond_its_bound_refuses_until_it_is_trimmed() {
+    let rig = Rig::embedded();
+    let bus = rig
+        .bus_with(|config| {
+            config.embedded_bytes_max = 16 << 20;
+            config.message_ttl = std::time::Duration::from_millis(1);
+        })
+        .await;
+    let filling = "x".repeat(200_000);
+    let mut published = 0;
+    let refused = loop {
+        match bus
+            .publish(Stream::Normal, MessagePriority::Critical, "test", &state(&filling, published))
+            .await
+        {
+            Ok(_) => published += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, PublishError::Log(LogError::Full { .. })), "{refused}");
+    assert!(refused.to_string().contains("OONA_EMBEDDED_MAX_BYTES"), "{refused}");
+    assert!((30..45).contains(&published), "{published}");
+    let mut reader = consumer(&bus, Stream::Normal);
+    for _ in 0..published {
+        recv(&mut reader).await.ack().await.unwrap();
+    }
+    bus.flush().await.unwrap();
+    bus.sweep(Stream::Normal).await.unwrap();
+    publish(&bus, &state(&filling, published)).await;
+    let LogChoice::Embedded { path } = &rig.config.log else { unreachable!() };
+    assert!(std::fs::metadata(path).unwrap().len() <= 17 << 20);
 }
 
 const VICTIM: &str = "OONA_TEST_CRASHES_ON";

@@ -47,15 +47,47 @@ impl Lock {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut holder = String::new();
-                let pid = file.read_to_string(&mut holder).ok().and(holder.trim().parse().ok());
-                return Err(BusError::Locked { path: log.to_owned(), pid });
+                // Whatever it says: the lock itself is the system's.
+                let _ = file.read_to_string(&mut holder);
+                return Err(locked(log, &holder));
             }
             Err(errno) => return Err(open(errno.into())),
         }
         file.set_len(0).map_err(open)?;
         file.rewind().map_err(open)?;
-        write!(file, "{}", std::process::id()).map_err(open)?;
+        file.write_all(introduction().as_bytes()).map_err(open)?;
         Ok(Self { _file: file })
+    }
+}
+
+/// What a holder writes into its lock: number, start, host, command.
+fn introduction() -> String {
+    let (pid, started_at_ms) = (std::process::id(), leyline::time::now_unix_ms());
+    let command: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let command: String = command.join(" ").chars().filter(|c| !c.is_control()).take(200).collect();
+    format!("{pid}\n{started_at_ms}\n{}\n{command}\n", host())
+}
+
+/// Locks on a network's file system are seen by several hosts.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+fn locked(log: &Path, introduction: &str) -> BusError {
+    let mut lines = introduction.lines();
+    let pid = lines.next().and_then(|line| line.trim().parse().ok());
+    let started_at_ms: Option<u64> = lines.next().and_then(|line| line.trim().parse().ok());
+    let filled = |line: Option<&str>| line.filter(|line| !line.is_empty()).map(str::to_owned);
+    let (their_host, command) = (filled(lines.next()), filled(lines.next()));
+    let held = started_at_ms.map(|at| leyline::time::now_unix_ms().saturating_sub(at));
+    BusError::Locked {
+        path: log.to_owned(),
+        pid,
+        command,
+        host: their_host.filter(|name| *name != host()),
+        held_for: held.map(Duration::from_millis),
     }
 }
 

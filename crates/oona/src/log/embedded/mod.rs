@@ -16,6 +16,8 @@
 
 mod absorb;
 mod codec;
+#[cfg(test)]
+mod faulty;
 mod file;
 mod journal;
 mod lock;

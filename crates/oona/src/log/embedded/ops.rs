@@ -195,7 +195,8 @@ impl EmbeddedLog {
         dead_letter: &str,
         epitaph: &Epitaph,
     ) -> Result<bool, LogError> {
-        let stream = self.with_group(seat, |stream, _, _| stream)?;
+        // Without the group nothing is pending, as for Redis.
+        let Ok(stream) = self.with_group(seat, |stream, _, _| stream) else { return Ok(false) };
         let fields = self.load(stream, id, id, 1).await?.pop().map(|(_, fields)| fields);
         let (attempts, entry) = (epitaph.attempts.to_string(), id.to_string());
         let beside = [
@@ -214,11 +215,9 @@ impl EmbeddedLog {
         let value = codec::encode_fields(&fields);
         let ticket = {
             let mut core = self.shared().core();
-            let Some((stream, queue)) = core.parts(&seat.stream) else {
-                return Err(seat.no_group());
-            };
+            let Some((stream, queue)) = core.parts(&seat.stream) else { return Ok(false) };
             let number = stream.number;
-            let group = stream.groups.get_mut(&seat.group).ok_or_else(|| seat.no_group())?;
+            let Some(group) = stream.groups.get_mut(&seat.group) else { return Ok(false) };
             if group.pending.remove(&id).is_none() {
                 return Ok(false);
             }
@@ -236,11 +235,12 @@ impl EmbeddedLog {
         seat: &Seat,
         silent: Duration,
     ) -> Result<bool, LogError> {
-        self.with_group(seat, |_, group, _| {
+        let removed = self.with_group(seat, |_, group, _| {
             let idle = group.beat_age(&seat.consumer) >= silent;
             let empty = group.pending.values().all(|pending| *pending.consumer != *seat.consumer);
             idle && empty && group.beats.remove(seat.consumer.as_str()).is_some()
-        })
+        });
+        Ok(removed.unwrap_or(false))
     }
 
     pub(crate) async fn trim(&self, stream: &str, below: EntryId) -> Result<u64, LogError> {
