@@ -3,10 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod admission;
+mod capabilities;
 mod checks;
+mod cluster;
+mod connections;
 mod dead;
 mod delivery;
+mod durable;
 mod embedded;
+mod failover;
 mod faults;
 mod fuzzed;
 mod groups;
@@ -18,6 +23,7 @@ mod redis;
 mod redis_server;
 mod rig;
 mod spool;
+mod stub;
 mod upkeep;
 
 /// Runs each function of this module against both logs.

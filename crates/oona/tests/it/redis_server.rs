@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -14,6 +14,7 @@ const FORGETFUL: [&str; 4] = ["--save", "", "--appendonly", "no"];
 
 /// A running server; dropping it kills it.
 pub struct RedisServer {
+    program: PathBuf,
     port: u16,
     extra: Vec<String>,
     process: Option<Process>,
@@ -35,10 +36,15 @@ impl RedisServer {
     /// The same with these arguments instead of those that switch persistence off; `{dir}` in one of
     /// them stands for the server's directory.
     pub fn start_with(extra: &[&str]) -> Self {
+        Self::start_program(usual(), extra)
+    }
+
+    /// The same with another program; `{port}` stands for the server's port.
+    pub fn start_program(program: PathBuf, extra: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let here = directory.path().to_str().expect("a path of plain text").to_owned();
         let extra: Vec<String> = extra.iter().map(|word| word.replace("{dir}", &here)).collect();
-        let mut server = Self { port: free_port(), extra, process: None, directory };
+        let mut server = Self { program, port: free_port(), extra, process: None, directory };
         for _ in 0..10 {
             if server.run() {
                 return server;
@@ -48,13 +54,32 @@ impl RedisServer {
         panic!("redis-server does not start on any port");
     }
 
+    /// A sentinel with these settings.
+    pub fn start_sentinel(settings: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("sentinel.conf");
+        std::fs::write(&file, settings).expect("a settings file");
+        let file = file.to_str().expect("a path of plain text").to_owned();
+        let extra = vec![file, "--sentinel".to_owned()];
+        let mut server =
+            Self { program: usual(), port: free_port(), extra, process: None, directory };
+        assert!(server.run(), "the sentinel does not start");
+        server
+    }
+
     /// Starts the process; `false` when it ends before it accepts connections.
     fn run(&mut self) -> bool {
-        let program = std::env::var_os("WEATHERLIGHT_TEST_REDIS_SERVER");
-        let program = program.unwrap_or_else(|| "redis-server".into());
-        let mut child = Command::new(program)
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
-            .args(&self.extra)
+        let port = self.port.to_string();
+        let mut child = Command::new(&self.program)
+            // A settings file comes first of all.
+            .args(self.extra.iter().filter(|word| word.ends_with(".conf")))
+            .args(["--port", &port, "--bind", "127.0.0.1"])
+            .args(
+                self.extra
+                    .iter()
+                    .filter(|word| !word.ends_with(".conf"))
+                    .map(|word| word.replace("{port}", &port)),
+            )
             .arg("--dir")
             .arg(self.directory.path())
             .stdout(Stdio::piped())
@@ -68,7 +93,7 @@ impl RedisServer {
         let mut output = BufReader::new(child.stdout.take().expect("its output is piped"));
         let mut line = String::new();
         while output.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
-            if line.contains("Ready to accept connections") {
+            if line.contains("Ready to accept connections") || line.contains("+monitor master") {
                 self.process = Some(Process { child, _output: output });
                 return true;
             }
@@ -102,7 +127,6 @@ impl RedisServer {
     }
 
     /// Where it keeps its files.
-    #[allow(dead_code)]
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -126,6 +150,30 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Redis 7.0 or later.
+pub fn usual() -> PathBuf {
+    let program = std::env::var_os("WEATHERLIGHT_TEST_REDIS_SERVER");
+    program.unwrap_or_else(|| "redis-server".into()).into()
+}
+
+/// Redis 7.2 or later.
+pub fn newer() -> PathBuf {
+    fetched("WEATHERLIGHT_TEST_REDIS_NEWER", "redis-server")
+}
+
+/// Any Valkey.
+pub fn valkey() -> PathBuf {
+    fetched("WEATHERLIGHT_TEST_VALKEY_SERVER", "valkey-server")
+}
+
+/// What `cargo xtask test` names, or has fetched earlier.
+fn fetched(variable: &str, name: &str) -> PathBuf {
+    let there = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/redis-newer").join(name);
+    let path = std::env::var_os(variable).map_or(there, PathBuf::from);
+    assert!(path.exists(), "no {}; run `cargo xtask test` once, or set {variable}", path.display());
+    path
 }
 
 /// A port of 127.0.0.1 outside the range from which the system takes ports for outgoing

@@ -57,7 +57,7 @@ impl Rig {
 }
 
 /// Production settings, but patient to the millisecond instead of the second.
-fn quick(log: LogChoice) -> Config {
+pub fn quick(log: LogChoice) -> Config {
     Config {
         log,
         read_block: Duration::from_millis(100),
