@@ -15,7 +15,7 @@ use leyline::time::{now_unix_ms, timestamp};
 use leyline::wire::{
     KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, MessagePriority,
 };
-use oona::{Bus, BusError, Heartbeat, Stream};
+use oona::{Bus, BusError, Heartbeat, Outgoing, Stream, TraceContext};
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -293,7 +293,17 @@ async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder) -> bool {
         training_run_id: run.to_string(),
         issued_at: Some(timestamp(now_unix_ms())),
     });
-    let publishing = bus.publish(Stream::KernelRequests, MessagePriority::High, SOURCE, &message);
+    // What the service does for this request, and its answer, go on with this trace.
+    let trace = TraceContext::begin();
+    tracing::debug!(request = %order.request, trace_id = trace.trace_id(), "kernel asked for");
+    let traceparent = trace.to_string();
+    let publishing = bus.send(Outgoing {
+        stream: Stream::KernelRequests,
+        priority: MessagePriority::High,
+        source: SOURCE,
+        message: &message,
+        traceparent: Some(&traceparent),
+    });
     match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {
         Ok(Ok(outcome)) if outcome.is_accepted() => true,
         Ok(Ok(outcome)) => {

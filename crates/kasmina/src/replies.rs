@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use leyline::Message;
 use leyline::wire::{KernelArtifactError, KernelArtifactReady};
-use oona::{Bus, BusError, ConsumerSpec, Delivery, Heartbeat, Stream};
+use oona::{Bus, BusError, ConsumerSpec, Delivery, Heartbeat, Stream, TraceContext};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -136,6 +136,8 @@ async fn hand_over(delivery: Delivery, replies: &mpsc::Sender<Reply>, metrics: &
         }
         _ => return ignore(delivery, metrics, Ignored::Other).await,
     };
+    let trace_id = delivery.trace().map(TraceContext::trace_id);
+    tracing::debug!(entry = %delivery.entry, trace_id, "answer arrived");
     let (done, effect) = oneshot::channel();
     let handled =
         async { replies.send(Reply { answer, done }).await.is_ok() && effect.await.is_ok() };

@@ -7,7 +7,7 @@ use leyline::wire::{
     HealthStatus, MessagePriority, PolicyUpdate, SystemHealth, TelemetryEvent, TelemetryLevel,
     TelemetryPacket,
 };
-use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Stream};
+use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Outgoing, Stream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -97,7 +97,7 @@ impl PolicyUpdates {
                 Ok(()) => delivery.ack().await,
                 Err(refused) => {
                     self.metrics.update_rejected(&refused);
-                    self.tell(&refused, &delivery.message, delivery.attempt).await;
+                    self.tell(&refused, &delivery).await;
                     if refused.is_ours() {
                         delivery.fail(refused.rejection().name()).await
                     } else {
@@ -133,12 +133,19 @@ impl PolicyUpdates {
     }
 
     /// Tells telemetry of a refusal, as far as the bus allows; the counter counts it anyway.
-    async fn tell(&self, refused: &UpdateRefused, message: &Message, attempt: u32) {
-        let Message::PolicyUpdate(update) = message else { return };
+    async fn tell(&self, refused: &UpdateRefused, delivery: &Delivery) {
+        let Message::PolicyUpdate(update) = &delivery.message else { return };
         let live = self.store.live().load();
-        let packet = Message::from(rejection_packet(refused, update, attempt, &live.identity));
-        let publishing =
-            self.bus.publish(Stream::Telemetry, MessagePriority::High, crate::ISSUED_BY, &packet);
+        let packet =
+            Message::from(rejection_packet(refused, update, delivery.attempt, &live.identity));
+        let traceparent = delivery.trace().map(|trace| trace.child().to_string());
+        let publishing = self.bus.send(Outgoing {
+            stream: Stream::Telemetry,
+            priority: MessagePriority::High,
+            source: crate::ISSUED_BY,
+            message: &packet,
+            traceparent: traceparent.as_deref(),
+        });
         match timeout(TELL_TIMEOUT, publishing).await {
             Ok(Ok(outcome)) if outcome.is_accepted() => {}
             _ => tracing::debug!("telemetry did not hear of the refusal"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kernel::Digest;
 use leyline::Message;
 use leyline::wire::{self, MessagePriority};
-use oona::{Bus, Outcome, Stream};
+use oona::{Bus, Outcome, Outgoing, Stream, TraceContext};
 use tokio_util::sync::CancellationToken;
 use urza::{Library, NewArtifact, Record, Role};
 
@@ -151,12 +151,22 @@ pub(crate) fn catalogue_update(record: &Record) -> wire::KernelCatalogUpdate {
 }
 
 /// Publishes the catalogue update of a durable artifact. News, not a promise: who needs a kernel asks for it, so an
-/// update the bus does not take after several offers is counted and let go.
-pub(crate) async fn announce(bus: Bus, record: Record, metrics: Metrics) {
+/// update the bus does not take after several offers is counted and let go. It goes on with the trace of the request
+/// that had the artifact built.
+pub(crate) async fn announce(
+    bus: Bus,
+    record: Record,
+    trace: Option<TraceContext>,
+    metrics: Metrics,
+) {
     let message = Message::CatalogUpdate(catalogue_update(&record));
     let (stream, priority) = (Stream::KernelReady, MessagePriority::Normal);
+    let traceparent = trace.map(|trace| trace.child().to_string());
+    let traceparent = traceparent.as_deref();
     for _ in 0..ANNOUNCE_ATTEMPTS {
-        let offer = bus.publish(stream, priority, "tezzeret", &message);
+        let outgoing =
+            Outgoing { stream, priority, source: "tezzeret", message: &message, traceparent };
+        let offer = bus.send(outgoing);
         match tokio::time::timeout(ANNOUNCE_TIMEOUT, offer).await {
             Ok(Ok(Outcome::Refused { retry_after, .. })) => {
                 tokio::time::sleep(retry_after.min(ANNOUNCE_TIMEOUT)).await;

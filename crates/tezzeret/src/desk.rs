@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use leyline::ids::BlueprintId;
+use oona::TraceContext;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
 use urza::{BuildAnswer, BuildOrder, Demand, Record};
 
@@ -107,16 +108,25 @@ impl Handle {
 /// Somebody who waits for a job. Dropping it tells them that the forge stopped.
 #[derive(Debug)]
 pub(crate) enum Waiter {
-    Demand(oneshot::Sender<BuildAnswer>),
+    /// The prefetch worker, with the trace of the request it asks for.
+    Demand(oneshot::Sender<BuildAnswer>, Option<TraceContext>),
     Order(oneshot::Sender<Result<Record, OrderError>>),
 }
 
 impl Waiter {
+    /// The trace that the job is done for.
+    pub(crate) fn trace(&self) -> Option<TraceContext> {
+        match self {
+            Self::Demand(_, trace) => *trace,
+            Self::Order(_) => None,
+        }
+    }
+
     // Whoever gave up waiting has dropped the other end, which is nobody's fault.
 
     pub(crate) fn done(self, record: &Record) {
         match self {
-            Self::Demand(answer) => drop(answer.send(BuildAnswer::Built)),
+            Self::Demand(answer, _) => drop(answer.send(BuildAnswer::Built)),
             Self::Order(answer) => drop(answer.send(Ok(record.clone()))),
         }
     }
@@ -124,7 +134,7 @@ impl Waiter {
     pub(crate) fn failed(self, blueprint: &BlueprintId, reason: &str) {
         let reason = reason.to_owned();
         match self {
-            Self::Demand(answer) => drop(answer.send(BuildAnswer::Failed { reason })),
+            Self::Demand(answer, _) => drop(answer.send(BuildAnswer::Failed { reason })),
             Self::Order(answer) => {
                 let blueprint = blueprint.clone();
                 drop(answer.send(Err(OrderError::Failed { blueprint, reason })));
@@ -135,7 +145,7 @@ impl Waiter {
     pub(crate) fn busy(self) {
         match self {
             // The prefetch worker takes a dropped answer for "ask again later".
-            Self::Demand(answer) => drop(answer),
+            Self::Demand(answer, _) => drop(answer),
             Self::Order(answer) => drop(answer.send(Err(OrderError::Busy))),
         }
     }

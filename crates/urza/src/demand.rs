@@ -1,6 +1,7 @@
 //! The port by which the prefetch worker asks for a build, without knowing who builds.
 
 use leyline::ids::BlueprintId;
+use oona::TraceContext;
 use tokio::sync::{mpsc, oneshot};
 
 /// Orders that may wait for the builder; the forge coalesces equal ones, so a catalogue fits.
@@ -41,6 +42,8 @@ pub struct BuildOrder {
     pub blueprint: BlueprintId,
     /// Why.
     pub why: WhyBuild,
+    /// The trace of whoever asked first, for what is told of the build.
+    pub trace: Option<TraceContext>,
     /// Answered at once when nothing will be built, else when the build has ended.
     pub answer: oneshot::Sender<BuildAnswer>,
 }
@@ -70,11 +73,22 @@ impl Demand {
         blueprint: &BlueprintId,
         why: WhyBuild,
     ) -> Option<oneshot::Receiver<BuildAnswer>> {
+        self.order_within(blueprint, why, None)
+    }
+
+    /// The same on behalf of a request that belongs to a trace.
+    pub fn order_within(
+        &self,
+        blueprint: &BlueprintId,
+        why: WhyBuild,
+        trace: Option<TraceContext>,
+    ) -> Option<oneshot::Receiver<BuildAnswer>> {
         let (answer, receiver) = oneshot::channel();
         match &self.orders {
             None => drop(answer.send(BuildAnswer::Unknown)),
             Some(orders) => {
-                orders.try_send(BuildOrder { blueprint: blueprint.clone(), why, answer }).ok()?;
+                let blueprint = blueprint.clone();
+                orders.try_send(BuildOrder { blueprint, why, trace, answer }).ok()?;
             }
         }
         Some(receiver)

@@ -9,7 +9,10 @@ use futures_util::stream::FuturesUnordered;
 use leyline::Message;
 use leyline::ids::BlueprintId;
 use leyline::wire::{KernelPrefetchRequest, MessagePriority};
-use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Order, Stream};
+use oona::{
+    Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Order, Outgoing, Stream,
+    TraceContext,
+};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -221,7 +224,9 @@ impl Desk {
         if self.ordered.contains(&blueprint) {
             return;
         }
-        if let Some(answer) = worker.demand.order(&blueprint, WhyBuild::Missing) {
+        let first = self.waiting.get(&blueprint).and_then(|waiting| waiting.first());
+        let trace = first.and_then(|waiting| waiting.delivery.trace());
+        if let Some(answer) = worker.demand.order_within(&blueprint, WhyBuild::Missing, trace) {
             self.ordered.insert(blueprint.clone());
             self.builds.push(Box::pin(build_answer(blueprint, answer)));
         }
@@ -365,11 +370,21 @@ impl Worker {
             Message::PrefetchReady(_) => Stream::KernelReady,
             _ => Stream::KernelErrors,
         };
-        let publishing = self.bus.publish(stream, MessagePriority::High, SOURCE, &answer.message);
+        let trace = delivery.trace().map(TraceContext::child);
+        let trace_id = trace.map(TraceContext::trace_id);
+        let traceparent = trace.map(|trace| trace.to_string());
+        let publishing = self.bus.send(Outgoing {
+            stream,
+            priority: MessagePriority::High,
+            source: SOURCE,
+            message: &answer.message,
+            traceparent: traceparent.as_deref(),
+        });
         let published = tokio::time::timeout(self.publish_timeout, publishing).await;
         let fault = match published {
             Ok(Ok(outcome)) if outcome.is_accepted() => {
                 self.metrics.answered(answer.outcome, delivery.received_at.elapsed());
+                tracing::debug!(entry = %delivery.entry, ?stream, trace_id, "request answered");
                 return acknowledge(delivery).await;
             }
             Ok(Ok(_)) => "the bus refused the answer".to_owned(),
@@ -377,7 +392,7 @@ impl Worker {
             Err(_) => "publishing the answer timed out".to_owned(),
         };
         self.metrics.unsent.inc();
-        tracing::warn!(entry = %delivery.entry, %fault, "answer not sent, request will be retried");
+        tracing::warn!(entry = %delivery.entry, trace_id, %fault, "answer not sent, request will be retried");
         if let Err(error) = delivery.fail(&fault).await {
             tracing::warn!(%error, "request not handed back, the bus redelivers it");
         }

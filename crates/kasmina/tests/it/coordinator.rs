@@ -104,6 +104,8 @@ impl Bench {
         let Message::PrefetchRequest(request) = delivery.message.clone() else {
             panic!("{delivery:?}")
         };
+        let trace = delivery.trace().expect("a request begins a trace");
+        assert!(trace.is_sampled());
         delivery.ack().await.unwrap();
         request
     }

@@ -200,6 +200,7 @@ impl Shift {
     fn succeeded(&mut self, key: &kernel::Digest, job: &Job, record: Record, how: How) {
         let failures = self.backlog.failures(key);
         let waiters = self.backlog.succeeded(key);
+        let trace = waiters.iter().find_map(Waiter::trace);
         waiters.into_iter().for_each(|waiter| waiter.done(&record));
         self.health.succeeded(&self.workshop.config);
         let blueprint = job.blueprint().id();
@@ -212,7 +213,7 @@ impl Shift {
             How::Compiled => {
                 metrics.ended(Outcome::Compiled, failures);
                 tracing::debug!(%blueprint, site = %job.site(), artifact = %record.digest, "kernel compiled");
-                self.announcing.push(Box::pin(announce(self.bus.clone(), record, metrics)));
+                self.announcing.push(Box::pin(announce(self.bus.clone(), record, trace, metrics)));
             }
         }
     }
@@ -247,7 +248,7 @@ impl Shift {
         match buildable(&order.blueprint) {
             Ok(blueprint) => {
                 let job = Job::of(blueprint, &self.workshop.config);
-                self.add(job, Waiter::Demand(order.answer));
+                self.add(job, Waiter::Demand(order.answer, order.trace));
             }
             Err(answer) => drop(order.answer.send(answer)),
         }

@@ -331,6 +331,20 @@ async fn a_catalogue_update_follows_the_durable_artifact() {
 }
 
 #[tokio::test]
+async fn a_catalogue_update_goes_on_with_the_trace_of_the_request() {
+    let bench = Bench::new(&[]).await;
+    let mut consumer = bench.bus.consumer(ConsumerSpec::new(Stream::KernelReady, "test"));
+    let asked = oona::TraceContext::begin();
+    let ordered = bench.demand.order_within(&"BP002".into(), WhyBuild::Missing, Some(asked));
+    let delivery = bench.beside(&[], consumer.recv()).await.unwrap();
+    assert_eq!(ordered.unwrap().await.unwrap(), BuildAnswer::Built);
+    let told = delivery.trace().expect("the update belongs to the trace");
+    assert_eq!(told.trace_id(), asked.trace_id());
+    assert_ne!(told.span_id(), asked.span_id());
+    delivery.ack().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_stopping_forge_leaves_nobody_waiting_and_its_desk_free() {
     let bench = Bench::new(&[("BP009", Mood::Hanging)]).await;
     let job = Job::of(karn::find(&"BP009".into()).unwrap(), &bench.config);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use leyline::Message;
 use leyline::ids::BlueprintId;
 use leyline::wire::KernelArtifactReady;
-use oona::Stream;
+use oona::{Stream, TraceContext};
 use urza::{BuildAnswer, Demand, Page, RecordState, WhyBuild};
 
 use crate::support::{artifact, service};
@@ -260,6 +260,44 @@ async fn requests_left_by_others_than_trainers_do_not_stop_the_worker() {
         s.bus.append_raw(Stream::KernelRequests, &[("init", b"1")]).await.unwrap();
         s.ask("r1", "BP001").await;
         assert!(matches!(Message::from(s.ready().await), Message::PrefetchReady(_)));
+    })
+    .await;
+}
+
+/// One trace spans request and answer; what cannot be read as a trace is ignored.
+#[tokio::test]
+async fn an_answer_goes_on_with_the_trace_of_its_request() {
+    let mut s = service().await;
+    s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    let asked = TraceContext::begin();
+    s.serve(Demand::nobody(), async |s| {
+        s.ask_within("r1", "BP001", &asked.to_string()).await;
+        let answered = s.trace_of_ready().await.expect("the answer belongs to a trace");
+        assert_eq!(answered.trace_id(), asked.trace_id());
+        assert_ne!(answered.span_id(), asked.span_id(), "a step of its own");
+        assert!(answered.is_sampled());
+        for (request, nonsense) in [("r2", "nonsense"), ("r3", ""), ("r4", "00-00-00-00")] {
+            s.ask_within(request, "BP001", nonsense).await;
+            assert_eq!(s.trace_of_ready().await, None, "{nonsense:?} is no trace, and no error");
+        }
+        s.ask("r5", "BP001").await;
+        assert_eq!(s.trace_of_ready().await, None);
+    })
+    .await;
+}
+
+/// The builder learns for which trace it builds.
+#[tokio::test]
+async fn an_order_goes_on_with_the_trace_of_its_request() {
+    let mut s = service().await;
+    let asked = TraceContext::begin();
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask_within("r1", "BP001", &asked.to_string()).await;
+        let order = orders.recv().await.unwrap();
+        assert_eq!(order.trace, Some(asked));
+        order.answer.send(BuildAnswer::Unknown).unwrap();
+        assert_eq!(s.error().await.request_id, "r1");
     })
     .await;
 }

@@ -11,7 +11,7 @@ use leyline::time::{now_unix_ms, timestamp};
 use leyline::wire::{
     BlueprintTier, KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, MessagePriority,
 };
-use oona::{Bus, Consumer, ConsumerSpec, Heartbeat, LogChoice, Stream};
+use oona::{Bus, Consumer, ConsumerSpec, Heartbeat, LogChoice, Outgoing, Stream, TraceContext};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -143,6 +143,32 @@ impl Service {
         let outcome =
             self.bus.publish(stream, MessagePriority::Normal, "test", message).await.unwrap();
         assert!(outcome.is_sent());
+    }
+
+    /// Asks as a part of a trace.
+    pub async fn ask_within(&self, request: &str, blueprint: &str, traceparent: &str) {
+        let message = &Message::PrefetchRequest(KernelPrefetchRequest {
+            request_id: request.to_owned(),
+            blueprint_id: blueprint.to_owned(),
+            training_run_id: "run".to_owned(),
+            issued_at: Some(timestamp(now_unix_ms())),
+        });
+        let outgoing = Outgoing {
+            stream: Stream::KernelRequests,
+            priority: MessagePriority::Normal,
+            source: "test",
+            message,
+            traceparent: Some(traceparent),
+        };
+        assert!(self.bus.send(outgoing).await.unwrap().is_sent());
+    }
+
+    /// The trace that the next answer belongs to.
+    pub async fn trace_of_ready(&mut self) -> Option<TraceContext> {
+        let delivery = self.ready.recv().await.unwrap();
+        let trace = delivery.trace();
+        delivery.ack().await.unwrap();
+        trace
     }
 
     pub async fn ready(&mut self) -> KernelArtifactReady {
