@@ -8,6 +8,8 @@ use crate::rig::*;
 
 crate::on_both_logs!(
     oversize_entry,
+    the_limit_to_the_byte,
+    refusals_are_logged_as_samples_without_payload,
     half_an_entry,
     forged_signature,
     signature_that_is_none,
@@ -37,6 +39,79 @@ async fn oversize_entry(rig: Rig) {
     envelope.attributes.insert("filler".to_owned(), "x".repeat(256 * 1024));
     envelope.append(&bus, Stream::Normal).await;
     expect_refused(&bus, Stream::Normal, Refusal::Oversize).await;
+}
+
+/// 256 KiB are admitted, one byte more is not.
+async fn the_limit_to_the_byte(rig: Rig) {
+    let bus = rig.bus().await;
+    let limit = bus.config().message_bytes_max;
+    assert_eq!(limit, 256 * 1024);
+    let of_size = |wanted: usize| {
+        let envelope = Envelope::of(&state("run", 1), NAME);
+        let size = |filler: usize| {
+            let envelope = envelope.clone().with("filler", "x".repeat(filler));
+            envelope.bytes().len() + keyring().sign(b"").len()
+        };
+        let filler = (0..wanted).rev().find(|filler| size(*filler) <= wanted).unwrap();
+        assert_eq!(size(filler), wanted);
+        envelope.with("filler", "x".repeat(filler))
+    };
+    of_size(limit).append(&bus, Stream::Normal).await;
+    recv(&mut consumer(&bus, Stream::Normal)).await.ack().await.unwrap();
+    of_size(limit + 1).append(&bus, Stream::Normal).await;
+    expect_refused(&bus, Stream::Normal, Refusal::Oversize).await;
+}
+
+/// One line for each reason, however many entries; the metrics count them all.
+async fn refusals_are_logged_as_samples_without_payload(rig: Rig) {
+    const COPIES: usize = 3;
+    let bus = rig.bus().await;
+    let honest = || Envelope::of(&state("run-that-nobody-may-read", 1), NAME);
+    let first = honest();
+    first.append(&bus, Stream::Normal).await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    recv(&mut reader).await.ack().await.unwrap();
+
+    for _ in 0..COPIES {
+        let mut forged = honest();
+        forged.secret = "some other secret".to_owned();
+        let unknown = Envelope { kind: 999, ..honest() };
+        let garbled = Envelope { payload: b"\xff\xff\xff".to_vec(), ..honest() };
+        let bad = [
+            (honest().with("filler", "x".repeat(256 * 1024)), Refusal::Oversize),
+            (garbled, Refusal::Malformed),
+            (forged, Refusal::BadSignature),
+            (unknown, Refusal::UnknownType),
+            (honest().with(attributes::STREAM, "elsewhere"), Refusal::WrongStream),
+            (honest().with(attributes::ISSUED_AT_MS, now_ms() - 301_000), Refusal::Stale),
+            (honest().with(attributes::ISSUED_AT_MS, now_ms() + 60_000), Refusal::FromTheFuture),
+            (first.clone(), Refusal::Replay),
+            (Envelope::legacy(&state("run-that-nobody-may-read", 1)), Refusal::Legacy),
+        ];
+        assert_eq!(bad.each_ref().map(|(_, reason)| *reason), Refusal::ALL, "every reason");
+        for (envelope, _) in &bad {
+            envelope.append(&bus, Stream::Normal).await;
+        }
+    }
+    publish(&bus, &state("honest", 7)).await;
+    let log = crate::captured::Captured::begin();
+    let delivery = recv(&mut reader).await;
+    assert_eq!(epoch(&delivery), 7, "nothing refused is handed out");
+    delivery.ack().await.unwrap();
+    let text = log.end();
+
+    for reason in Refusal::ALL {
+        let count = bus.metrics().refused_total(Stream::Normal, reason);
+        assert_eq!(count, u64::try_from(COPIES).unwrap(), "{reason}");
+        let told = |line: &&str| {
+            line.contains("entry refused") && line.contains(&format!("reason={reason} "))
+        };
+        assert_eq!(text.lines().filter(told).count(), 1, "{reason} in {text}");
+    }
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0, "all are acknowledged");
+    for secret in ["nobody-may-read", "some other secret", "only tests know", "xxxx"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
 }
 
 async fn half_an_entry(rig: Rig) {

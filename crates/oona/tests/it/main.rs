@@ -4,6 +4,7 @@
 
 mod admission;
 mod capabilities;
+mod captured;
 mod checks;
 mod cluster;
 mod connections;
@@ -13,8 +14,10 @@ mod durable;
 mod embedded;
 mod failover;
 mod faults;
+mod flood;
 mod fuzzed;
 mod groups;
+mod keys;
 mod model;
 mod names;
 mod pitfalls;
