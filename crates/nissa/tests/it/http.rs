@@ -224,3 +224,38 @@ fn a_weak_token_is_refused_and_none_is_shown() {
     let token = Token::new("an-unlikely-word-123").unwrap();
     assert!(!format!("{token:?}").contains("unlikely"));
 }
+
+#[tokio::test]
+async fn the_bus_is_changed_by_nobody_without_the_token() {
+    const CHANGES: [&str; 2] = ["/v1/dlq/replay?id=1-0", "/v1/dlq/purge?id=1-0"];
+    let bearer = format!("Bearer {TOKEN}");
+    serve(HttpConfig::default(), |server| async move {
+        for path in CHANGES {
+            let answer = ask(server.address, "POST", path, &[("authorization", &bearer)]).await;
+            assert_eq!(answer.status, 403, "{path}");
+            assert_eq!(answer.json()["reason"], "changes_off");
+        }
+    })
+    .await;
+    let bearer = format!("Bearer {TOKEN}");
+    serve(with_token(), |server| async move {
+        for path in CHANGES {
+            let asked = async |headers: &[(&str, &str)]| {
+                ask(server.address, "POST", path, headers).await.status
+            };
+            assert_eq!(asked(&[]).await, 401, "{path}");
+            assert_eq!(asked(&[("authorization", "Bearer 0123456789abcdef0124")]).await, 403);
+            // The token is right, but nothing is open yet.
+            assert_eq!(asked(&[("authorization", &bearer)]).await, 503);
+            assert_eq!(ask(server.address, "GET", path, &[]).await.status, 405);
+        }
+        let raw = "/v1/dlq/1-0?raw=true";
+        assert_eq!(get(server.address, raw).await.status, 401, "raw bytes hold the signature");
+        for path in ["/v1/bus/streams", "/v1/bus/entries", "/v1/dlq", "/v1/dlq/1-0"] {
+            let answer = get(server.address, path).await;
+            assert_eq!(answer.status, 503, "{path}");
+            assert!(answer.json()["error"].as_str().unwrap().contains("not open"), "{path}");
+        }
+    })
+    .await;
+}

@@ -1,20 +1,23 @@
 //! `weatherlight bus`: looking at the message bus, and measuring it.
 
 use clap::Subcommand;
-use oona::{Bus, EntryId, Stream};
 
 use super::failure::Failure;
-use super::{Global, block_on, table};
-use crate::service::{AllMetrics, open_bus_alone};
-
-/// Entries asked for at a time.
-const PAGE_LEN: usize = 256;
+use super::{Global, block_on, bus_stats, bus_tap};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show the messages that stand on the bus, without consuming any
-    Tap,
-    /// Show the length of every stream
+    /// Show what travels on the bus, live and decoded, without consuming any of it
+    ///
+    /// One line for each message: time, stream, entry, type, sender, key, whether its signature is
+    /// good, and a short body. Looks at the log itself with REDIS_URL, asks the running service
+    /// otherwise. Ends with Ctrl-C, with --count, or when nobody reads its output any more.
+    #[command(
+        after_help = "Examples:\n  weatherlight bus tap\n  weatherlight bus tap kernel_requests --json\n  weatherlight bus tap --from-start --count 20 --type field_report"
+    )]
+    Tap(bus_tap::Options),
+    /// Show how streams, groups, consumers, secrets and breakers stand
+    #[command(after_help = "Example: weatherlight bus stats --json")]
     Stats,
     /// Measure the bus beside the same commands of a bare client, with all security on
     ///
@@ -28,45 +31,15 @@ pub enum Command {
 }
 
 pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
-    if let Command::Bench(arguments) = command {
-        return super::bus_bench::run(global, arguments);
-    }
-    let settings = global.load()?.settings;
-    block_on(async {
-        let (metrics, _) = AllMetrics::register();
-        let bus = open_bus_alone(&settings, &metrics)
-            .await
-            .map_err(|error| Failure::unavailable_because(&error))?;
-        match command {
-            Command::Tap => tap(&bus).await,
-            Command::Stats => stats(&bus).await,
-            Command::Bench(_) => Ok(0),
+    match command {
+        Command::Tap(options) => {
+            let settings = global.load()?.settings;
+            block_on(bus_tap::run(&settings, options, global.json))?
         }
-        .map_err(|error| Failure::unavailable_because(&error))
-    })?
-}
-
-async fn tap(bus: &Bus) -> Result<u8, oona::BusError> {
-    for stream in Stream::ALL {
-        let mut after = EntryId::ZERO;
-        loop {
-            let page = bus.peek(stream, after, PAGE_LEN).await?;
-            let Some(last) = page.last() else { break };
-            after = last.id;
-            for entry in &page {
-                let mark = if entry.mark.is_verified() { "verified" } else { "NOT VERIFIED" };
-                table::print(&format!("{stream} {} {mark}", entry.id));
-            }
+        Command::Stats => {
+            let settings = global.load()?.settings;
+            block_on(bus_stats::run(&settings, global.json))?
         }
+        Command::Bench(arguments) => super::bus_bench::run(global, arguments),
     }
-    Ok(0)
-}
-
-async fn stats(bus: &Bus) -> Result<u8, oona::BusError> {
-    let mut rows = table::with_columns(&["stream", "entries"]);
-    for stream in Stream::ALL {
-        rows.add_row([stream.label().to_owned(), bus.len(stream).await?.to_string()]);
-    }
-    table::print(&rows.to_string());
-    Ok(0)
 }

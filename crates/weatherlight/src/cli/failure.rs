@@ -36,6 +36,16 @@ impl Failure {
         Self { code: DATA, message: chain(error) }
     }
 
+    /// What was asked about cannot be used, and this says why.
+    pub fn unusable(message: impl Into<String>) -> Self {
+        Self { code: DATA, message: message.into() }
+    }
+
+    /// Whether it is about what was asked about, and not about the world around.
+    pub fn is_data(&self) -> bool {
+        self.code == DATA
+    }
+
     /// Something went wrong in here.
     pub fn software(error: &(dyn Error + 'static)) -> Self {
         Self { code: Exit::Software.code(), message: chain(error) }

@@ -6,6 +6,9 @@
 mod bench;
 mod bus;
 mod bus_bench;
+mod bus_desk;
+mod bus_stats;
+mod bus_tap;
 mod completions;
 mod config;
 mod demo;

@@ -31,3 +31,25 @@ pub(crate) fn print_json(value: &impl Serialize) {
     let text = serde_json::to_string_pretty(value);
     print(&text.unwrap_or_else(|error| panic!("what is printed serialises: {error}")));
 }
+
+/// The text without anything that could move the cursor or reverse the direction of a terminal:
+/// what senders wrote is shown to operators.
+pub(crate) fn plain(text: &str) -> String {
+    let is_plain = |c: char| {
+        !c.is_control()
+            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if is_plain(c) { c } else { '\u{fffd}' }).collect()
+}
+
+/// A time span for people; a dash for none.
+pub(crate) fn ago(ms: Option<u64>) -> String {
+    match ms {
+        None => "-".to_owned(),
+        Some(ms @ 0..10_000) => format!("{}.{} s", ms / 1000, ms / 100 % 10),
+        Some(ms @ 10_000..120_000) => format!("{} s", ms / 1000),
+        Some(ms @ 120_000..7_200_000) => format!("{} min", ms / 60_000),
+        Some(ms @ 7_200_000..172_800_000) => format!("{} h", ms / 3_600_000),
+        Some(ms) => format!("{} d", ms / 86_400_000),
+    }
+}

@@ -124,6 +124,12 @@ pub fn prefetch_request(request_id: &str, blueprint: &str, issued_at_ms: u64) ->
     envelope(6, &request)
 }
 
+/// A kernel was compiled and stored.
+pub fn catalog_update(blueprint: &str) -> Vec<u8> {
+    let update = [bytes(1, blueprint.as_bytes()), bytes(3, b"0123")].concat();
+    envelope(9, &update)
+}
+
 /// The answer to a prefetch request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // In a test, a surprise is a failure.
 
 mod bed;
+mod bus;
 mod demo;
 mod refusals;
 mod service;
