@@ -20,7 +20,7 @@ use crate::reason::Reason;
 use crate::store::PolicyStore;
 
 /// Longest wait for telling telemetry of a refusal.
-const TELL_TIMEOUT: Duration = Duration::from_secs(2);
+const TELL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for settling a delivery; the bus goes on trying after it.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 

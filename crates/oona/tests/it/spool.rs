@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use leyline::wire::{EmergencySignal, MessagePriority as P};
 use oona::{
-    Bus, Config, Consumer, Heartbeat, LogChoice, Metrics, Outcome, PublishError, Refusal,
-    RefusedBecause, SpoolConfig, SpoolSender, Stream,
+    Bus, Config, Consumer, Durability, Heartbeat, LogChoice, Metrics, Outcome, PublishError,
+    Refusal, RefusedBecause, SpoolConfig, SpoolSender, Stream,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use tempfile::TempDir;
@@ -201,6 +201,33 @@ async fn an_append_that_arrived_after_all_is_not_handled_twice() {
     .await;
     assert_eq!(bus.len(Stream::Normal).await.unwrap(), 4, "the first one stands there twice");
     assert_eq!(bus.metrics().refused_total(Stream::Normal, Refusal::Replay), 1);
+}
+
+/// No replica is there that the stream's class asks for. What waited is appended once, not again and
+/// again.
+#[tokio::test]
+async fn a_durability_that_is_not_reached_adds_no_copies() {
+    let mut outage = Outage::new().await;
+    let directory = outage.directory.path().to_owned();
+    let bus = outage
+        .rig
+        .bus_with(|config| {
+            config.spool = Some(SpoolConfig::new(directory));
+            config.durability.usual = Durability::Wait { replicas: 1 };
+            config.durability_timeout = Duration::from_millis(50);
+        })
+        .await;
+    outage.kill();
+    for number in 0..300 {
+        spool(&bus, number).await;
+    }
+    outage.restart();
+    while_sending(&bus, async {
+        expect_in_order(&bus, 0..300).await;
+        until_empty(&bus).await;
+    })
+    .await;
+    assert_eq!(bus.len(Stream::Normal).await.unwrap(), 300);
 }
 
 /// The breaker opens: nobody waits for a time-out any more, and the mode is shown.

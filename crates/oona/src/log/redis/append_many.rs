@@ -2,6 +2,7 @@
 
 use redis::Value;
 
+use super::durable::Durable;
 use super::reply::entry_id;
 use super::{RedisLog, xadd};
 use crate::entry::EntryId;
@@ -16,6 +17,9 @@ impl RedisLog {
         entries: &[[(&[u8], &[u8]); 2]],
         urgent: bool,
     ) -> Result<Vec<EntryId>, LogError> {
+        if let Some(durable) = self.durable(stream, urgent) {
+            return self.append_many_durably(stream, durable, entries).await;
+        }
         let operation = "append of what waited";
         let mut pipe = redis::pipe();
         pipe.atomic();
@@ -25,5 +29,32 @@ impl RedisLog {
         let answers: Vec<Value> = self.ask_many(operation, urgent, &pipe).await?;
         let ids: Option<Vec<EntryId>> = answers.iter().map(entry_id).collect();
         ids.filter(|ids| ids.len() == entries.len()).ok_or(LogError::Reply { operation })
+    }
+    /// As safe as the stream's class says: in order as well, and in one wait. What is appended and
+    /// less safe than that stands in the log: sending it again would only add copies.
+    async fn append_many_durably(
+        &self,
+        stream: &str,
+        durable: &Durable,
+        entries: &[[(&[u8], &[u8]); 2]],
+    ) -> Result<Vec<EntryId>, LogError> {
+        let append =
+            |fields: &[(&[u8], &[u8]); 2]| self.append_durably(durable, xadd(stream, fields));
+        let mut ids = Vec::with_capacity(entries.len());
+        let mut weak = None;
+        for answer in futures_util::future::join_all(entries.iter().map(append)).await {
+            match answer {
+                Ok(id) => ids.push(id),
+                Err(LogError::NotDurable { entry, .. }) => {
+                    weak = Some(entry);
+                    ids.push(entry);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(entry) = weak {
+            tracing::warn!(stream, %entry, messages = ids.len(), "what waited on disk is in the log, less safe than asked for");
+        }
+        Ok(ids)
     }
 }
