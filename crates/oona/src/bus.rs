@@ -1,6 +1,6 @@
 //! The handle that everything is done with.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use leyline::Message;
@@ -24,6 +24,7 @@ use crate::publish::{Outcome, Outgoing};
 use crate::shared::{Names, Pulse};
 use crate::spool::{Spool, SpoolStanding};
 use crate::stream::Stream;
+use crate::sync::Mutex;
 use crate::work::Work;
 
 /// Origins whose rate on the emergency lane is kept apart; some 100 bytes each.

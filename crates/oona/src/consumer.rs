@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,6 +16,7 @@ use crate::log::{Log, Seat};
 use crate::metrics::{BreakerName, Consumed, Metrics};
 use crate::shared::{Names, Pulse};
 use crate::stream::Stream;
+use crate::sync::Mutex;
 use crate::work::Work;
 
 /// In which order a consumer hands out what it has read.

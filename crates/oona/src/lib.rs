@@ -30,6 +30,8 @@ mod fill;
 pub mod fuzzing;
 mod heartbeat;
 mod housekeeping;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 #[doc(hidden)]
 pub mod judge;
 mod log;
@@ -40,6 +42,7 @@ mod shared;
 mod spool;
 mod standing;
 mod stream;
+mod sync;
 mod takeover;
 mod trace;
 mod unseen;

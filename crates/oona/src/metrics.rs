@@ -441,7 +441,15 @@ impl Metrics {
         self.breaker_state.get_or_create(&BreakerLabel { name }).set(number);
     }
 
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn is_conservative(&self, stream: Stream) -> bool {
+        self.conservative_mode.get_or_create(&StreamLabel { stream }).get() == 1
+    }
+
     pub(crate) fn show_conservative(&self, stream: Stream, is_so: bool) {
+        // A gauge is no lock: the checks of `interleavings` let others come between here.
+        #[cfg(feature = "shuttle")]
+        shuttle::thread::yield_now();
         self.conservative_mode.get_or_create(&StreamLabel { stream }).set(i64::from(is_so));
     }
 

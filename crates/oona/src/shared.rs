@@ -2,7 +2,7 @@
 //! publishing, the consumer names in use. The state machines are pure; here stand only their locks.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use crate::log::Seat;
 use crate::metrics::{BreakerName, Metrics};
 use crate::spool::Spool;
 use crate::stream::Stream;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Every stream's backlog as last seen, its mode, and when it was looked at.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ impl Lanes {
         let before = known.lane.because();
         known.lane.note(Event::Depth(depth), Instant::now(), &self.limits);
         let lane = known.lane;
-        drop(known);
+        // Shown under the lane's lock: else of two looks the earlier might be shown last, and stay.
         match (before, lane.because()) {
             (None, Some(_)) => {
                 tracing::warn!(%stream, depth, "conservative mode begins, NORMAL and LOW messages pause");
@@ -132,6 +133,12 @@ impl Pulse {
             self.lanes.log_moved(if now == closed { Event::LogReturned } else { Event::LogLeft });
         }
         done
+    }
+
+    /// What shows where breakers and lanes stand.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Where both breakers stand.

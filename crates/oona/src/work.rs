@@ -4,12 +4,13 @@
 //! reply that never arrived for instance, and is fetched again.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::entry::EntryId;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The desk of one consumer. Shared with its deliveries, which take their entries off it.
 #[derive(Debug, Default)]

@@ -67,6 +67,8 @@ struct Inner {
     /// Prefix of the claims; with the hash tag of the streams when they have one.
     claim_prefix: String,
     claim_ttl: Duration,
+    /// No need to count a backlog beyond this.
+    depth_max: u64,
     scripts: Scripts,
 }
 
@@ -103,6 +105,7 @@ impl RedisLog {
                 None => prefix.clone(),
             },
             claim_ttl: config.claim_ttl(),
+            depth_max: config.depth_max,
             scripts: Scripts::new(),
         }));
         Ok(log)

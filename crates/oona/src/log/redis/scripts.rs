@@ -86,11 +86,13 @@ return { pending[2] or '', string.format('%.0f', math.max(silent, 0)) }
 "
 );
 
-/// Keys: stream. Arguments: group. Counts what the group has not read yet, and tells the server, which
-/// then keeps count again. The whole is one step: no delivery falls between. A user who may not tell
-/// the server (`XGROUP SETID`) has to count each time.
+/// Keys: stream. Arguments: group, limit. Counts what the group has not read yet, up to the limit.
+///
+/// The server is not told (`XGROUP SETID ENTRIESREAD`): what it then writes to its append-only file
+/// for later reads leaves that number as it is, so that after the next restart it is wrong and
+/// nobody knows.
 const RECOUNT: &str = r"
-local last, added, name
+local last, name
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   for i = 1, #group, 2 do
     if group[i] == 'name' then name = group[i + 1] end
@@ -98,17 +100,12 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   end
 end
 if not last then return 0 end
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
-for i = 1, #info, 2 do
-  if info[i] == 'entries-added' then added = info[i + 1] end
-end
 local lag, at = 0, last
 repeat
   local page = redis.call('XRANGE', KEYS[1], '(' .. at, '+', 'COUNT', 1000)
   lag = lag + #page
   if #page > 0 then at = page[#page][1] end
-until #page < 1000
-redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], last, 'ENTRIESREAD', string.format('%.0f', added - lag))
+until #page < 1000 or lag >= tonumber(ARGV[2])
 return lag
 ";
 

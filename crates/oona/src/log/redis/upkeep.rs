@@ -56,7 +56,8 @@ impl RedisLog {
     }
 
     /// After a restart from its append-only file, and after deletions, the server has forgotten how
-    /// far a group has read: it is told again. Taken for none, that backlog would admit everything.
+    /// far a group has read, until it has read all: the backlog is counted, as far as it matters to
+    /// admission. Taken for none, it would admit everything.
     pub(super) async fn count_unknown(
         &self,
         stream: &str,
@@ -65,7 +66,7 @@ impl RedisLog {
         let mut known = groups.known;
         for info in groups.unknown {
             let mut call = self.0.scripts.recount.prepare_invoke();
-            call.key(stream).arg(&info.name);
+            call.key(stream).arg(&info.name).arg(self.0.depth_max);
             let mut connection = self.connection(false);
             let operation = "count of a backlog";
             let lag = self.bounded(operation, call.invoke_async(&mut connection)).await?;

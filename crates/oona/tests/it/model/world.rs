@@ -408,8 +408,11 @@ impl<'a> World<'a> {
         let failed = hand.delivery.fail(&reason).await;
         let standing = self.reference.standing(view, hand.number);
         standing.may_repeat |= failed.is_err();
-        standing.phase = Phase::Returned;
-        if attempt >= ATTEMPTS_MAX && failed.is_ok() {
+        // Of a message in two hands, as after a vanished group, one may have been acknowledged.
+        if standing.phase != Phase::Handled {
+            standing.phase = Phase::Returned;
+        }
+        if attempt >= ATTEMPTS_MAX && failed.is_ok() && standing.phase != Phase::Handled {
             standing.phase = Phase::Dead;
             if !standing.may_repeat {
                 let attempts = attempt;
@@ -520,9 +523,22 @@ impl<'a> World<'a> {
                 return Ok(());
             }
             if begun.elapsed() > DRAIN {
-                return Err(format!("pending for ever: {:?} by view", self.depths().await?));
+                let depths = self.depths().await?;
+                return Err(format!(
+                    "pending for ever: {depths:?} by view; {}",
+                    self.inspect().await
+                ));
             }
         }
+    }
+
+    /// What the server says of the groups, for a failure's report.
+    async fn inspect(&self) -> String {
+        let Some(server) = &self.host.server else { return String::new() };
+        let name = &self.processes[0].config().streams.normal;
+        let groups: redis::Value = server.ask(&["XINFO", "GROUPS", name]).await;
+        let stream: redis::Value = server.ask(&["XINFO", "STREAM", name]).await;
+        format!("{groups:?} {stream:?}")
     }
 
     async fn depths(&self) -> Result<Vec<u64>, String> {
