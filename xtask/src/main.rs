@@ -1,6 +1,7 @@
 //! Developer commands. `cargo xtask check` is the whole gate, here and in CI; `cargo xtask test`
 //! is the test command of the README and a part of it; `cargo xtask gen` writes every generated file.
 
+mod fuzz;
 mod generate;
 mod levels;
 mod licences;
@@ -35,6 +36,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Every fuzz target for a bounded time; needs a nightly compiler and `cargo fuzz`.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Write every generated file.
     Gen,
 }
@@ -44,6 +51,7 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Check => check(&root),
         Command::Test { rest } => test(&root, &rest),
+        Command::Fuzz { seconds } => fuzz::run(&root, seconds),
         Command::Gen => generate::write(&root),
     }
 }
@@ -96,5 +104,12 @@ fn test(root: &Path, rest: &[String]) -> Result<()> {
         command.env("WEATHERLIGHT_TEST_REDIS_SERVER", &server);
         command.env("WEATHERLIGHT_TEST_REDIS_NEWER", &newer.redis);
         command.env("WEATHERLIGHT_TEST_VALKEY_SERVER", &newer.valkey);
-    })
+    })?;
+    if rest.is_empty() {
+        // With the scheduler's locks in place of the system's; nothing but these tests can use them.
+        let interleavings =
+            ["test", "--locked", "-p", "oona", "--features", "shuttle", "--lib", "interleavings"];
+        cargo(root, &interleavings)?;
+    }
+    Ok(())
 }

@@ -4,6 +4,8 @@
 //! `cargo test -p oona --features shuttle --lib interleavings` runs them, as `cargo xtask test` does.
 //! A failure prints the schedule, to be replayed with `shuttle::replay`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
