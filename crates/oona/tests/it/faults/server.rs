@@ -8,7 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
 use super::book::{Again, Allowed};
-use super::trial::{Over, World, trial};
+use super::trial::{Over, World, spooled_trial, trial};
+use crate::proxy::Fault;
 use crate::rig::state;
 
 const ALWAYS: [&str; 6] = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
@@ -33,13 +34,7 @@ async fn nothing_is_lost_while_the_server_fails() {
             println!("kill -9, appendfsync everysec: {lost} messages not handled yet");
             Over { at: Instant::now(), allowed }
         }),
-        trial("SIGSTOP and SIGCONT", &[], async |world: &mut World| {
-            let pid = Pid::from_raw(world.server.pid().cast_signed()).unwrap();
-            kill_process(pid, Signal::STOP).unwrap();
-            sleep(Duration::from_secs(4)).await;
-            kill_process(pid, Signal::CONT).unwrap();
-            Over::now()
-        }),
+        trial("SIGSTOP and SIGCONT", &[], stopped),
         trial("FLUSHALL", &[], async |world: &mut World| {
             let begun = Instant::now();
             world.server.ask::<()>(&["FLUSHALL"]).await;
@@ -50,15 +45,44 @@ async fn nothing_is_lost_while_the_server_fails() {
         }),
         trial("CLIENT PAUSE WRITE", &[], async |world: &mut World| paused(world, "WRITE").await),
         trial("CLIENT PAUSE ALL", &[], async |world: &mut World| paused(world, "ALL").await),
-        trial("read-only replica", &[], async |world: &mut World| {
-            // Of a master that does not exist: it keeps its data and takes no writes.
-            world.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
-            sleep(OUTAGE).await;
-            world.server.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
-            Over::now()
-        }),
+        trial("read-only replica", &[], demoted),
         trial("maxmemory reached", &[], full),
     );
+}
+
+/// What is told to wait on disk is as safe as what is told to be published.
+#[tokio::test]
+async fn nothing_is_lost_that_waits_in_the_spool() {
+    tokio::join!(
+        spooled_trial("kill -9, appendfsync always", &ALWAYS, async |world: &mut World| {
+            killed(world).await;
+            Over::now()
+        }),
+        spooled_trial("SIGSTOP and SIGCONT", &[], stopped),
+        spooled_trial("connections half open", &[], async |world: &mut World| {
+            world.proxy.set(Fault::HalfOpen);
+            sleep(Duration::from_millis(3_500)).await;
+            world.proxy.heal();
+            Over::now()
+        }),
+        spooled_trial("read-only replica", &[], demoted),
+    );
+}
+
+async fn stopped(world: &mut World) -> Over {
+    let pid = Pid::from_raw(world.server.pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    sleep(Duration::from_secs(4)).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    Over::now()
+}
+
+/// Replica of a master that does not exist: it keeps its data and takes no writes.
+async fn demoted(world: &mut World) -> Over {
+    world.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    sleep(OUTAGE).await;
+    world.server.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    Over::now()
 }
 
 /// A full server takes nothing new, and the publisher is told so.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leyline::wire::MessagePriority;
-use oona::{Bus, Config, ConsumerSpec, LogChoice, Metrics, Order, PublishError, Stream};
+use oona::{
+    Bus, Config, ConsumerSpec, Heartbeat, LogChoice, Metrics, Order, PublishError, SpoolConfig,
+    SpoolSender, Stream,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -43,18 +46,52 @@ impl Over {
     }
 }
 
+/// Where a publisher's messages wait while the log is away.
+#[derive(PartialEq, Eq)]
+enum Waiting {
+    /// With the publisher, which tries again.
+    Nowhere,
+    /// On disk: it is told so, and goes on.
+    InTheSpool,
+}
+
 /// Runs one fault and prints how long the first delivery after its end took.
 pub async fn trial(
     name: &str,
     server: &[&str],
     fault: impl AsyncFnOnce(&mut World) -> Over,
 ) -> Duration {
-    let server = match server {
+    run(name, server, Waiting::Nowhere, fault).await
+}
+
+/// The same with a spool: no publish may fail.
+pub async fn spooled_trial(
+    name: &str,
+    server: &[&str],
+    fault: impl AsyncFnOnce(&mut World) -> Over,
+) -> Duration {
+    run(&format!("{name}, with a spool"), server, Waiting::InTheSpool, fault).await
+}
+
+async fn run(
+    name: &str,
+    server: &[&str],
+    waiting: Waiting,
+    fault: impl AsyncFnOnce(&mut World) -> Over,
+) -> Duration {
+    // Not on this thread: the other trials run here, too, and their time-outs go on.
+    let arguments: Vec<String> = server.iter().map(|word| (*word).to_owned()).collect();
+    let start = move || match arguments.as_slice() {
         [] => RedisServer::start(),
-        some => RedisServer::start_with(some),
+        some => RedisServer::start_with(&some.iter().map(String::as_str).collect::<Vec<_>>()),
     };
+    let server = tokio::task::spawn_blocking(start).await.unwrap();
     let proxy = Proxy::before(server.port()).await;
-    let config = Config { log: LogChoice::Redis { url: proxy.url() }, ..Config::default() };
+    let mut config = Config { log: LogChoice::Redis { url: proxy.url() }, ..Config::default() };
+    let directory = tempfile::tempdir().unwrap();
+    if waiting == Waiting::InTheSpool {
+        config.spool = Some(SpoolConfig::new(directory.path()));
+    }
     let bus = Bus::open(config, keyring(), Metrics::detached()).await.unwrap();
     let book = Arc::new(Book::default());
     let mut world = World { server, proxy, bus: bus.clone(), book: Arc::clone(&book) };
@@ -77,10 +114,16 @@ pub async fn trial(
             acknowledged(&bus).await;
             (over, recovery)
         };
+        let sender = SpoolSender { bus: bus.clone(), heartbeat: Heartbeat::detached() };
         let (over, recovery) = tokio::select! {
             done = worked => done,
             () = consume(&bus, book) => unreachable!("it never ends"),
+            sent = sender.run(CancellationToken::new()) => unreachable!("it never ends: {sent:?}"),
         };
+        if waiting == Waiting::InTheSpool {
+            let failed = &book.pages().uncertain;
+            assert!(failed.is_empty(), "{name}: publishing failed: {failed:?}");
+        }
         book.balance(&bus, name, &over.allowed).await;
         recovery
     };
@@ -104,7 +147,7 @@ async fn publish(bus: &Bus, book: &Book, stop: &CancellationToken) {
         while !stop.is_cancelled() {
             let lane = (Stream::Normal, MessagePriority::Normal);
             match bus.publish(lane.0, lane.1, "test", &message).await {
-                Ok(outcome) if outcome.is_sent() => {
+                Ok(outcome) if outcome.is_accepted() => {
                     book.pages().told.insert(number, Instant::now());
                     break;
                 }
