@@ -231,7 +231,7 @@ impl Side {
             }
             Op::Trim { stream, entry } => {
                 let below = self.id(STREAMS[*stream], *entry);
-                log.trim(STREAMS[*stream], below).await?.to_string()
+                log.trim(STREAMS[*stream], below, super::Spare::Nothing).await?.to_string()
             }
             Op::Delete { stream, entry } => {
                 let id = self.id(STREAMS[*stream], *entry);
