@@ -45,6 +45,9 @@ pub(crate) use self::tag::hash_tag;
 pub use self::url::check_url;
 pub(crate) use self::url::is_cluster;
 
+/// What was appended is published: a backlog that takes longer to count is left to the next look.
+const COUNT_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// A log on a Redis or Valkey server.
 #[derive(Clone)]
 pub(crate) struct RedisLog(Arc<Inner>);
@@ -158,7 +161,8 @@ impl RedisLog {
         let Some(seen) = answers.next().and_then(Result::ok).and_then(groups) else {
             return Ok((id, Vec::new()));
         };
-        Ok((id, self.count_unknown(stream, seen).await.unwrap_or_default()))
+        let counted = tokio::time::timeout(COUNT_TIMEOUT, self.count_unknown(stream, seen)).await;
+        Ok((id, counted.ok().and_then(Result::ok).unwrap_or_default()))
     }
 
     fn durable(&self, stream: &str, urgent: bool) -> Option<&Arc<Durable>> {
