@@ -33,6 +33,9 @@ pub(super) struct Place {
     pub(super) seq: u64,
 }
 
+/// Messages and bytes in each lane.
+pub(super) type Totals = [(u64, u64); Stream::ALL.len()];
+
 /// An open file, locked for this process.
 #[derive(Debug)]
 pub(super) struct File {
@@ -69,8 +72,8 @@ impl File {
         Ok(Self { path: path.to_owned(), db, next: Default::default() })
     }
 
-    /// Every file in the directory that no process holds, oldest first.
-    pub(super) fn adopt_all(directory: &Path) -> Vec<Self> {
+    /// Every file in the directory that no process holds, oldest first, with what waits in it.
+    pub(super) fn adopt_all(directory: &Path) -> Vec<(Self, Totals)> {
         let Ok(found) = fs::read_dir(directory) else { return Vec::new() };
         let mut paths: Vec<PathBuf> = found.flatten().map(|entry| entry.path()).collect();
         paths.retain(|path| path.extension() == Some(OsStr::new(EXTENSION)));
@@ -78,7 +81,28 @@ impl File {
         paths.iter().filter_map(|path| Self::adopt(path)).collect()
     }
 
-    fn adopt(path: &Path) -> Option<Self> {
+    fn adopt(path: &Path) -> Option<(Self, Totals)> {
+        // The store may panic over a damaged file; that must not end the worker for all others.
+        let looked = std::panic::catch_unwind(|| {
+            let file = Self::open_foreign(path)?;
+            let totals = file.totals();
+            Some((file, totals))
+        });
+        match looked {
+            Ok(None) => None,
+            Ok(Some((file, Ok(totals)))) => Some((file, totals)),
+            Ok(Some((_, Err(error)))) => {
+                set_aside(path, &error.to_string());
+                None
+            }
+            Err(_) => {
+                set_aside(path, "the store panicked over it");
+                None
+            }
+        }
+    }
+
+    fn open_foreign(path: &Path) -> Option<Self> {
         // One that is just being made is no dead one's.
         if fs::metadata(path).ok()?.len() == 0 {
             return None;
@@ -92,12 +116,15 @@ impl File {
             Err(DatabaseError::Storage(redb::StorageError::Io(error)))
                 if error.kind() != std::io::ErrorKind::InvalidData =>
             {
+                // Its heir may just have sent and removed it.
+                if error.kind() == std::io::ErrorKind::NotFound {
+                    return None;
+                }
                 tracing::warn!(path = %path.display(), %error, "a spool cannot be opened now");
                 None
             }
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "a spool is damaged and set aside");
-                drop(fs::rename(path, path.with_extension(ASIDE_EXTENSION)));
+                set_aside(path, &error.to_string());
                 None
             }
         }
@@ -174,7 +201,7 @@ impl File {
     }
 
     /// Messages and bytes that wait in each lane.
-    pub(super) fn totals(&self) -> Result<[(u64, u64); Stream::ALL.len()], redb::Error> {
+    fn totals(&self) -> Result<Totals, redb::Error> {
         let mut totals = [(0, 0); Stream::ALL.len()];
         let read = self.db.begin_read()?;
         let table = match read.open_table(WAITING) {
@@ -209,6 +236,13 @@ impl File {
             _ => fs::rename(&self.path, self.path.with_extension(ASIDE_EXTENSION))?,
         }
         Ok(true)
+    }
+}
+
+fn set_aside(path: &Path, error: &str) {
+    tracing::error!(path = %path.display(), error, "a spool is damaged and set aside");
+    if let Err(error) = fs::rename(path, path.with_extension(ASIDE_EXTENSION)) {
+        tracing::error!(path = %path.display(), %error, "it cannot be renamed");
     }
 }
 

@@ -189,22 +189,14 @@ impl Spool {
     /// Takes over what dead processes left; it is sent before this process's own.
     async fn adopt(&self) {
         self.blocking(|shared| {
-            for file in File::adopt_all(&shared.config.directory) {
-                match file.totals() {
-                    Ok(totals) => {
-                        let mut adopted =
-                            shared.adopted.lock().unwrap_or_else(PoisonError::into_inner);
-                        adopted.push(Arc::new(file));
-                        let mut desk = shared.desk();
-                        for (lane, (messages, bytes)) in totals.into_iter().enumerate() {
-                            desk.book.adopt(u8::try_from(lane).unwrap_or(0), messages, bytes);
-                        }
-                        shared.show(&desk.book);
-                    }
-                    Err(error) => {
-                        tracing::error!(path = %file.path().display(), %error, "a spool cannot be read");
-                    }
+            for (file, totals) in File::adopt_all(&shared.config.directory) {
+                let mut adopted = shared.adopted.lock().unwrap_or_else(PoisonError::into_inner);
+                adopted.push(Arc::new(file));
+                let mut desk = shared.desk();
+                for (lane, (messages, bytes)) in totals.into_iter().enumerate() {
+                    desk.book.adopt(u8::try_from(lane).unwrap_or(0), messages, bytes);
                 }
+                shared.show(&desk.book);
             }
         })
         .await;

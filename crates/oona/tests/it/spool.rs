@@ -154,6 +154,7 @@ async fn order_is_kept_over_an_outage_and_emergencies_go_first() {
         found
     })
     .await;
+    println!("recovery began {back:?} after the server was back");
     assert!(back < Duration::from_secs(1), "recovery began after {back:?}");
     assert!(send(&bus, 500).await.is_sent(), "nothing waits any more");
     assert_eq!(files(outage.directory.path(), "spool"), [] as [PathBuf; 0]);
@@ -336,6 +337,31 @@ async fn a_tampered_spool_yields_nothing_signed() {
     assert_eq!(bus.len(Stream::Normal).await.unwrap(), 1, "nothing else was sent");
     assert_eq!(files(directory.path(), "spool"), [] as [PathBuf; 0]);
     assert_eq!(files(directory.path(), "set-aside").len(), 1, "it is kept for whoever looks");
+}
+
+/// Damaged files are set aside and hold up nothing.
+#[tokio::test]
+async fn damaged_files_are_set_aside() {
+    let mut outage = Outage::new().await;
+    outage.kill();
+    for number in 0..20 {
+        spool(&outage.bus, number).await;
+    }
+    let [file] = files(outage.directory.path(), "spool").try_into().unwrap();
+    let whole = std::fs::read(&file).unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(outage.directory.path().join(name), bytes).unwrap();
+    };
+    write("00-garbage.spool", &[0x5a; 10_000]);
+    write("01-cut.spool", &whole[..whole.len() / 2]);
+    let mut holes = whole.clone();
+    holes[4096..].iter_mut().step_by(7).for_each(|byte| *byte = 0xff);
+    write("02-holes.spool", &holes);
+    outage.restart();
+    let bus = outage.bus.clone();
+    while_sending(&bus, expect_in_order(&bus, 0..20)).await;
+    assert_eq!(bus.len(Stream::Normal).await.unwrap(), 20);
+    assert_eq!(files(outage.directory.path(), "set-aside").len(), 3);
 }
 
 const CHILD: &str = "OONA_TEST_SPOOLS_INTO";
