@@ -1,6 +1,8 @@
-//! A damaged file of the embedded log. The bytes are a list of changes to an honest file, closed or
-//! as a crash leaves it; or, behind a first byte of 255, the file itself. Whatever is read from it,
-//! only what was signed is admitted.
+//! Damaged files of the embedded log, the store and its two journals. The bytes are a list of changes
+//! to honest files, closed or as a crash leaves them; or, behind a first byte of 255, one of the files
+//! itself. Whatever is read from them, only what was signed is admitted.
+//!
+//! The honest files are made anew by each process, with its times and nonces.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,11 +24,15 @@ const PAGE: usize = 4096;
 pub fn run(bytes: &[u8]) {
     let mut bytes = Bytes::new(bytes);
     let honest = honest();
-    let file = match bytes.byte() {
-        255 => bytes.rest().to_vec(),
-        which => changed(&honest.files[usize::from(which & 1)], &mut bytes),
+    let files = match bytes.byte() {
+        255 => {
+            let mut files = honest.files[0].clone();
+            files[bytes.choice(3)] = bytes.rest().to_vec();
+            files
+        }
+        which => changed(honest.files[usize::from(which & 1)].clone(), &mut bytes),
     };
-    let Some(entries) = oona::fuzzing::embedded_file(&file) else { return };
+    let Some(entries) = entries(&files) else { return };
     for (id, fields) in entries {
         for stream in [Stream::Normal, Stream::KernelRequests] {
             let judgement = oracle::judge(stream, false).judge(id, fields.clone());
@@ -39,43 +45,61 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-fn changed(file: &[u8], bytes: &mut Bytes<'_>) -> Vec<u8> {
-    let mut file = file.to_vec();
-    // Pages of zeros say nothing; the changes go where something is written.
-    let used: Vec<usize> = (0..file.len().div_ceil(PAGE))
-        .filter(|page| file[page * PAGE..].iter().take(PAGE).any(|byte| *byte != 0))
-        .collect();
+/// The store and its journals.
+type Files = [Vec<u8>; 3];
+
+fn entries(files: &Files) -> Option<Vec<oona::fuzzing::Entry>> {
+    oona::fuzzing::embedded_files(files.each_ref().map(Vec::as_slice))
+}
+
+fn changed(mut files: Files, bytes: &mut Bytes<'_>) -> Files {
     for _ in 0..16 {
-        if bytes.is_empty() || file.len() < PAGE {
+        if bytes.is_empty() {
             break;
         }
-        let page = used[usize::from(bytes.short()) % used.len()] * PAGE;
-        let page = page.min(file.len() - PAGE);
-        let within = usize::from(bytes.short()) % PAGE;
-        match bytes.choice(8) {
-            0..3 => file[page + within] ^= bytes.byte().max(1),
-            3 => file[page..page + PAGE].fill(0),
-            4 => file[page + within..page + PAGE].fill(0),
-            5 => file.truncate(page + within),
-            6 => {
-                let from = used[usize::from(bytes.short()) % used.len()] * PAGE;
-                let from = from.min(file.len() - PAGE);
-                file.copy_within(from..from + PAGE, page);
-            }
-            _ => {
-                let more = bytes.take(8);
-                let end = (page + within + more.len()).min(page + PAGE);
-                file[page + within..end].copy_from_slice(&more[..end - page - within]);
-            }
+        let file = &mut files[bytes.choice(3)];
+        if !file.is_empty() {
+            change(file, bytes);
         }
     }
-    file
+    files
+}
+
+fn change(file: &mut Vec<u8>, bytes: &mut Bytes<'_>) {
+    let page_len = PAGE.min(file.len());
+    // Pages of zeros say nothing; the changes go where something is written.
+    let written = |page: &usize| file[page * PAGE..].iter().take(PAGE).any(|byte| *byte != 0);
+    let mut used: Vec<usize> = (0..file.len().div_ceil(PAGE)).filter(written).collect();
+    if used.is_empty() {
+        used.push(0);
+    }
+    let choose = |bytes: &mut Bytes<'_>, len: usize| {
+        let page = used[usize::from(bytes.short()) % used.len()] * PAGE;
+        page.min(len - page_len)
+    };
+    let page = choose(bytes, file.len());
+    let within = usize::from(bytes.short()) % page_len;
+    match bytes.choice(8) {
+        0..3 => file[page + within] ^= bytes.byte().max(1),
+        3 => file[page..page + page_len].fill(0),
+        4 => file[page + within..page + page_len].fill(0),
+        5 => file.truncate(page + within),
+        6 => {
+            let from = choose(bytes, file.len());
+            file.copy_within(from..from + page_len, page);
+        }
+        _ => {
+            let more = bytes.take(8);
+            let end = (page + within + more.len()).min(page + page_len);
+            file[page + within..end].copy_from_slice(&more[..end - page - within]);
+        }
+    }
 }
 
 /// A log that was used: entries, a group with some pending, claims.
 struct Honest {
     /// As a crash leaves it, and closed.
-    files: [Vec<u8>; 2],
+    files: [Files; 2],
     payloads: HashSet<Vec<u8>>,
 }
 
@@ -118,17 +142,26 @@ async fn make() -> std::io::Result<Honest> {
         }
     }
     bus.flush().await.map_err(std::io::Error::other)?;
-    let crashed = std::fs::read(&path)?;
+    let crashed = files(&path)?;
     drop(bus);
     let closed = closed(&path)?;
+    for files in [&crashed, &closed] {
+        let found = entries(files).map_or(0, |entries| entries.len());
+        assert_eq!(found, 40, "the honest files hold what was published");
+    }
     Ok(Honest { files: [crashed, closed], payloads })
 }
 
 /// The file once its last user has closed it: its lock is free then.
-fn closed(path: &Path) -> std::io::Result<Vec<u8>> {
+fn closed(path: &Path) -> std::io::Result<Files> {
     let lock = std::fs::File::open(path.with_extension("redb.lock"))?;
     lock.lock()?;
-    std::fs::read(path)
+    files(path)
+}
+
+fn files(path: &Path) -> std::io::Result<Files> {
+    let journal = |end| std::fs::read(path.with_extension(end)).unwrap_or_default();
+    Ok([std::fs::read(path)?, journal("redb.journal-a"), journal("redb.journal-b")])
 }
 
 fn message(number: u32) -> (Stream, Message) {

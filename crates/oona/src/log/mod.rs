@@ -18,7 +18,7 @@ use crate::durability::Durability;
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::{BusError, LogError};
 
-pub(crate) use self::embedded::open_bytes as embedded_file;
+pub(crate) use self::embedded::open_bytes as embedded_files;
 use self::embedded::{EmbeddedLog, EmbeddedReader};
 pub use self::redis::{About, Capabilities, ServerKind, check_url, probe};
 use self::redis::{RedisLog, RedisReader};

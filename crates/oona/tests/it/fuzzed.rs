@@ -11,7 +11,7 @@ use rand::{Rng as _, SeedableRng as _};
 mod targets;
 
 /// Mutations of the corpus that one target is run on.
-const MUTATIONS: u32 = 4_000;
+const MUTATIONS: u32 = 2_000;
 
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let directory =

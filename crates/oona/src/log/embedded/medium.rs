@@ -108,9 +108,9 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn holding(part: Part, bytes: &[u8]) -> Self {
-        let file = Arc::new(Mutex::new(bytes.to_vec()));
-        Self { files: Mutex::new(BTreeMap::from([(part, file)])) }
+    pub(super) fn holding(parts: [(Part, &[u8]); 3]) -> Self {
+        let files = parts.map(|(part, bytes)| (part, Arc::new(Mutex::new(bytes.to_vec()))));
+        Self { files: Mutex::new(BTreeMap::from(files)) }
     }
 }
 

@@ -163,9 +163,12 @@ fn open_store(disk: &dyn Disk) -> Result<Database, redb::Error> {
     opened.unwrap_or_else(|_| Err(file::damaged("its pages contradict one another")))
 }
 
-/// Opens these bytes as a log's file and reads all that is in it; `None` when they are no log.
-pub(crate) fn open_bytes(bytes: &[u8]) -> Option<Vec<(EntryId, Fields)>> {
-    let disk = Arc::new(Memory::holding(Part::Store, bytes));
+/// Opens these bytes as a log's store and its two journals, and reads all that is in them; `None` when
+/// they are no log.
+pub(crate) fn open_bytes(files: [&[u8]; 3]) -> Option<Vec<(EntryId, Fields)>> {
+    let [store, journal, other] = files;
+    let parts = [(Part::Store, store), (Part::Journal, journal), (Part::OtherJournal, other)];
+    let disk = Arc::new(Memory::holding(parts));
     let shared = Shared::open(PathBuf::new(), disk, 0, 1, None).ok()?;
     let streams = u16::try_from(shared.core().streams.len()).ok()?;
     let mut found = Vec::new();
