@@ -242,7 +242,8 @@ impl RedisLog {
 /// Asks the server what it is, and whether that is enough for what is set.
 async fn learn(main: &Link, access: &Access, config: &Config) -> Result<About, BusError> {
     let operation = "look at the server";
-    let after = config.command_timeout;
+    // Once for finding and connecting, which takes sentinels two steps, and once for the answer.
+    let after = config.command_timeout * 2;
     let mut link = main.clone();
     let looked = tokio::time::timeout(after, about::look(&mut link, &access.shown)).await;
     let looked = looked.map_err(|_| LogError::TimedOut { operation, after })?;
