@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use leyline::wire::MessagePriority;
 use oona::{
-    Bus, Config, ConsumerSpec, Heartbeat, LogChoice, Metrics, Order, PublishError, SpoolConfig,
-    SpoolSender, Stream,
+    Bus, Config, ConsumerSpec, Heartbeat, Housekeeping, LogChoice, Metrics, Order, PublishError,
+    SpoolConfig, SpoolSender, Stream,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -114,11 +114,14 @@ async fn run(
             acknowledged(&bus).await;
             (over, recovery)
         };
+        // As in every process of production. Its ping shows publishers that the log is back.
+        let keeper = Housekeeping { bus: bus.clone(), heartbeat: Heartbeat::detached() };
         let sender = SpoolSender { bus: bus.clone(), heartbeat: Heartbeat::detached() };
         let (over, recovery) = tokio::select! {
             done = worked => done,
             () = consume(&bus, book) => unreachable!("it never ends"),
-            sent = sender.run(CancellationToken::new()) => unreachable!("it never ends: {sent:?}"),
+            ended = sender.run(CancellationToken::new()) => unreachable!("{ended:?}"),
+            ended = keeper.run(CancellationToken::new()) => unreachable!("{ended:?}"),
         };
         if waiting == Waiting::InTheSpool {
             let failed = &book.pages().uncertain;
