@@ -29,6 +29,8 @@ use crate::work::Work;
 
 /// Origins whose rate on the emergency lane is kept apart; some 100 bytes each.
 pub(crate) const ORIGINS_MAX: usize = 1024;
+/// A delivery dropped unsettled comes back after this at the latest.
+const UNSETTLED_DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// One handle over either log. Cheap to clone; all clones share connections, limits and breakers.
 #[derive(Debug, Clone)]
@@ -116,7 +118,11 @@ impl Bus {
         let config = &self.0.config;
         let stream = config.streams.name(spec.stream);
         let post = Arc::new(Post {
-            log: self.0.log.clone(),
+            log: match spec.stream {
+                // What it claims and acknowledges must not wait behind normal traffic either.
+                Stream::Emergency => self.0.log.urgent(),
+                _ => self.0.log.clone(),
+            },
             stream: spec.stream,
             seat: self.0.names.take(stream, &spec.group, &config.consumer),
             dead_letter: config.streams.dead_letter.clone(),
@@ -130,6 +136,8 @@ impl Bus {
             retry_delay_min: config.retry_delay_min,
             retry_delay_max: config.retry_delay_max,
             claim_idle: config.claim_idle,
+            unsettled_delay: UNSETTLED_DELAY_MAX.min(config.consumer_ttl / 3),
+            beaten: Mutex::new(Instant::now()),
             renewed: Mutex::new(Instant::now()),
             breaker: Mutex::new(BreakerPosition::Closed),
             names: Arc::clone(&self.0.names),
@@ -142,6 +150,9 @@ impl Bus {
         let limits = crate::fill::Limits {
             read_block: config.read_block,
             consumer_ttl: config.consumer_ttl,
+            claim_idle: config.claim_idle,
+            batch_max: spec.batch_max,
+            in_work_max: spec.in_work_max,
             breaker: breaker_limits(config),
         };
         let checker =

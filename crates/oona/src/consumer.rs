@@ -1,8 +1,11 @@
 //! Reading: one consumer of one group on one stream.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,7 +13,7 @@ use tokio::time::Instant;
 use crate::breaker::{BreakerPosition, BreakerStanding};
 use crate::check::{Checker, order_key};
 use crate::delivery::{Delivery, Receipt};
-use crate::error::BusError;
+use crate::error::{BusError, LogError};
 use crate::fill::{Filler, Ready};
 use crate::log::{Log, Seat};
 use crate::metrics::{BreakerName, Consumed, Metrics};
@@ -86,6 +89,10 @@ pub(crate) struct Post {
     pub(crate) retry_delay_min: Duration,
     pub(crate) retry_delay_max: Duration,
     pub(crate) claim_idle: Duration,
+    /// After which an entry comes back that was dropped unsettled.
+    pub(crate) unsettled_delay: Duration,
+    /// When this consumer last gave its heartbeat.
+    pub(crate) beaten: Mutex<Instant>,
     /// When heartbeat and renewals were last given, by the consumer or by the housekeeping.
     pub(crate) renewed: Mutex<Instant>,
     /// Where the consumer's breaker stands.
@@ -105,6 +112,18 @@ impl Post {
     pub(crate) fn show_breaker(&self, position: BreakerPosition) {
         *self.breaker.lock().unwrap_or_else(PoisonError::into_inner) = position;
         self.metrics.show_breaker(BreakerName::Consume(self.stream), position);
+    }
+
+    /// Gives this consumer's heartbeat.
+    pub(crate) async fn beat(&self) -> Result<(), LogError> {
+        self.log.beat(&self.seat).await?;
+        *self.beaten.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Ok(())
+    }
+
+    /// Since the last heartbeat.
+    pub(crate) fn beat_age(&self) -> Duration {
+        self.beaten.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// Renews what this consumer holds, when it is time for that.
@@ -127,6 +146,9 @@ impl Drop for Post {
     }
 }
 
+/// One in so many messages looks after the batch that comes next; looking costs a little.
+const AHEAD_EVERY: usize = 32;
+
 type Filling = Pin<Box<dyn Future<Output = (Filler, Result<Vec<Ready>, BusError>)> + Send>>;
 
 /// Hands out the messages of one stream. Make it with [`Bus::consumer`](crate::Bus::consumer).
@@ -134,6 +156,10 @@ pub struct Consumer {
     post: Arc<Post>,
     spec: ConsumerSpec,
     ready: VecDeque<Ready>,
+    /// What waits for its key, in the order of arrival: found at once when the key becomes free.
+    parked: HashMap<String, VecDeque<Ready>>,
+    /// Keys that became free and were not looked at yet.
+    freed: VecDeque<String>,
     /// At rest, or busy reading the next batch. The reading survives a cancelled `recv`.
     filler: Option<Filler>,
     filling: Option<Filling>,
@@ -152,8 +178,16 @@ impl Consumer {
         checker: Checker,
         limits: crate::fill::Limits,
     ) -> Self {
-        let filler = Filler::new(Arc::clone(&post), checker, limits, spec.batch_max);
-        Self { post, spec, ready: VecDeque::new(), filler: Some(filler), filling: None }
+        let filler = Filler::new(Arc::clone(&post), checker, limits);
+        Self {
+            post,
+            spec,
+            ready: VecDeque::new(),
+            parked: HashMap::new(),
+            freed: VecDeque::new(),
+            filler: Some(filler),
+            filling: None,
+        }
     }
 
     /// The name under which this consumer stands in its group.
@@ -168,6 +202,9 @@ impl Consumer {
     /// # Errors
     /// [`BusError::Log`] when the embedded log has failed for good.
     pub async fn recv(&mut self) -> Result<Delivery, BusError> {
+        if self.ready.len().is_multiple_of(AHEAD_EVERY) {
+            self.go_ahead().await?;
+        }
         loop {
             if let Some(ready) = self.next_ready() {
                 return Ok(self.hand_out(ready));
@@ -182,6 +219,7 @@ impl Consumer {
     /// # Errors
     /// As for [`recv`](Self::recv).
     pub async fn recv_batch(&mut self, max: usize) -> Result<Vec<Delivery>, BusError> {
+        self.go_ahead().await?;
         let mut batch = vec![self.recv().await?];
         while batch.len() < max {
             let Some(ready) = self.next_ready() else { break };
@@ -194,13 +232,56 @@ impl Consumer {
         if self.spec.order == Order::Arrival {
             return self.ready.pop_front();
         }
-        // The first of a key takes it, so what follows it in the queue finds the key taken.
-        let free = |ready: &Ready| match order_key(&ready.checked.message) {
-            Some(key) => self.post.work.reserve(key, ready.checked.id),
-            None => true,
+        self.freed.extend(self.post.work.take_freed());
+        while let Some(key) = self.freed.pop_front() {
+            if let Some(ready) = self.unpark(key) {
+                return Some(ready);
+            }
+        }
+        while let Some(ready) = self.ready.pop_front() {
+            let Some(key) = order_key(&ready.checked.message) else { return Some(ready) };
+            let (work, id) = (&self.post.work, ready.checked.id);
+            // Nobody overtakes what waits; but a retry of the key's owner is what they wait for.
+            let in_turn = !self.parked.contains_key(key) || work.owns(key, id);
+            if in_turn && work.reserve(key, id) {
+                return Some(ready);
+            }
+            let key = key.to_owned();
+            self.parked.entry(key).or_default().push_back(ready);
+        }
+        None
+    }
+
+    /// The first that waited for this key, if it can have it now.
+    fn unpark(&mut self, key: String) -> Option<Ready> {
+        let Entry::Occupied(mut waiting) = self.parked.entry(key) else { return None };
+        let first = waiting.get().front().map(|ready| ready.checked.id);
+        let free = first.is_some_and(|id| self.post.work.reserve(waiting.key(), id));
+        let ready = if free { waiting.get_mut().pop_front() } else { None };
+        if waiting.get().is_empty() {
+            waiting.remove();
+        }
+        ready
+    }
+
+    /// Where more waits in the log, lets it come while what is at hand is handled. Waits for nothing.
+    async fn go_ahead(&mut self) -> Result<(), BusError> {
+        let sent = self.filler.as_ref().is_some_and(|filler| filler.reading.is_in_flight());
+        if sent
+            && self.ready.len() < self.spec.batch_max
+            && let Some(filler) = self.filler.take()
+        {
+            self.filling = Some(Box::pin(filler.fill()));
+        }
+        let Some(filling) = &mut self.filling else { return Ok(()) };
+        let Poll::Ready((filler, filled)) =
+            poll_fn(|context| Poll::Ready(filling.as_mut().poll(context))).await
+        else {
+            return Ok(());
         };
-        let found = self.ready.iter().position(free);
-        found.and_then(|index| self.ready.remove(index))
+        (self.filler, self.filling) = (Some(filler), None);
+        self.ready.extend(filled?);
+        Ok(())
     }
 
     fn hand_out(&self, ready: Ready) -> Delivery {

@@ -125,6 +125,8 @@ impl Receipt {
         }
         // Unless this succeeds the drop below gives the entry back.
         post.bury(self.entry, self.attempt, reason).await?;
+        post.work.let_go(self.entry);
+        self.settled = true;
         Ok(())
     }
 }
@@ -138,15 +140,15 @@ async fn ack_group(receipts: &mut [Receipt]) -> Result<(), BusError> {
         let waited = Duration::from_millis(now_ms.saturating_sub(receipt.entry.ms));
         post.metrics.observe_delivery(post.stream, waited.as_secs_f64());
         post.metrics.observe_handler(post.stream, receipt.received_at.elapsed().as_secs_f64());
-        post.metrics.count_consume(post.stream, Consumed::Handled);
     }
+    let count = u64::try_from(receipts.len()).unwrap_or(u64::MAX);
+    post.metrics.count_consumed(post.stream, Consumed::Handled, count);
     let acked = post.log.ack(&post.seat, &ids).await;
-    if acked.is_err() {
-        for receipt in receipts.iter_mut() {
-            // Stays on the desk, so that nobody hands it out again before it is acknowledged.
-            post.work.owe(receipt.entry);
-            receipt.settled = true;
-        }
+    receipts.iter_mut().for_each(|receipt| receipt.settled = true);
+    match acked {
+        Ok(()) => post.work.let_go_all(&ids),
+        // They stay on the desk, so that nobody hands them out again before they are acknowledged.
+        Err(_) => ids.iter().for_each(|id| post.work.owe(*id)),
     }
     Ok(acked?)
 }
@@ -154,7 +156,7 @@ async fn ack_group(receipts: &mut [Receipt]) -> Result<(), BusError> {
 impl Drop for Receipt {
     fn drop(&mut self) {
         if !self.settled {
-            self.post.work.let_go(self.entry);
+            self.post.work.retry_at(self.entry, Instant::now() + self.post.unsettled_delay);
         }
     }
 }

@@ -48,6 +48,48 @@ impl fmt::Display for EntryId {
     }
 }
 
+/// A number in decimal, without allocating.
+pub(crate) fn digits(number: u64, text: &mut [u8; 20]) -> &str {
+    let mut rest = number;
+    let mut begin = text.len();
+    loop {
+        begin -= 1;
+        text[begin] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    std::str::from_utf8(&text[begin..]).unwrap_or_default()
+}
+
+/// The text of an id, without allocating.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct IdText {
+    text: [u8; 41],
+    length: usize,
+}
+
+impl IdText {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.text[..self.length]
+    }
+}
+
+impl From<EntryId> for IdText {
+    fn from(id: EntryId) -> Self {
+        let (mut text, mut buffer) = ([0; 41], [0; 20]);
+        let ms = digits(id.ms, &mut buffer);
+        let dash = ms.len();
+        text[..dash].copy_from_slice(ms.as_bytes());
+        text[dash] = b'-';
+        let seq = digits(id.seq, &mut buffer);
+        let length = dash + 1 + seq.len();
+        text[dash + 1..length].copy_from_slice(seq.as_bytes());
+        Self { text, length }
+    }
+}
+
 /// The text is no entry id, which looks like `1700000000000-0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no entry id; one looks like 1700000000000-0")]
@@ -106,6 +148,7 @@ mod tests {
     fn ids_survive_their_text_and_order_by_time() {
         for id in [EntryId::ZERO, EntryId { ms: 1_700_000_000_000, seq: 7 }, EntryId::MAX] {
             assert_eq!(id.to_string().parse(), Ok(id));
+            assert_eq!(IdText::from(id).as_bytes(), id.to_string().as_bytes());
         }
         for text in ["", "1", "1-", "-1", "a-b", "1-2-3"] {
             assert_eq!(text.parse::<EntryId>(), Err(BadEntryId), "{text}");

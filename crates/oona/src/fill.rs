@@ -15,12 +15,13 @@ use crate::check::{Checked, Checker, Refusal, Verdict};
 use crate::consumer::{Post, Role};
 use crate::entry::{EntryId, RawEntry};
 use crate::error::{BusError, LogError};
-use crate::log::{NonceClaim, Reader};
+use crate::log::NonceClaim;
 use crate::metrics::Consumed;
+use crate::reading::{Arrived, Reading};
 use crate::unseen::Unseen;
 
-/// Longest time between two looks at the group: heartbeat, lost consumers.
-const TICK_MAX: Duration = Duration::from_secs(1);
+/// Longest time between two heartbeats.
+const BEAT_MAX: Duration = Duration::from_secs(2);
 /// First and longest pause after a failure of the log.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -38,7 +39,19 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) struct Limits {
     pub(crate) read_block: Duration,
     pub(crate) consumer_ttl: Duration,
+    pub(crate) claim_idle: Duration,
+    /// Entries read in one step, and held at once.
+    pub(crate) batch_max: usize,
+    pub(crate) in_work_max: usize,
     pub(crate) breaker: crate::breaker::Limits,
+}
+
+impl Limits {
+    /// Between two heartbeats: one may be late without anybody taking the consumer for dead. And
+    /// often enough to know how long nobody has looked after the read in flight.
+    pub(crate) fn beat_interval(&self) -> Duration {
+        BEAT_MAX.min(self.consumer_ttl * 2 / 5).min(self.claim_idle / 5)
+    }
 }
 
 /// A message that may be handed out.
@@ -56,23 +69,33 @@ struct Batch {
     claimed: bool,
 }
 
+enum Event {
+    Read(Arrived),
+    /// An acknowledgement is owed, or a retry was added.
+    Nudged,
+    /// Time for a heartbeat, a look or a retry.
+    Due,
+}
+
 /// Fetches batches for one consumer. Moves into the future that fetches, and out again.
 #[derive(Debug)]
 pub(crate) struct Filler {
     pub(crate) post: Arc<Post>,
     checker: Checker,
-    reader: Reader,
+    pub(crate) reading: Reading,
     pub(crate) limits: Limits,
     pub(crate) batch_max: usize,
     breaker: Breaker,
     /// Whether the group is known to have existed.
     ensured: bool,
-    pub(crate) next_tick: Instant,
-    /// When the last tick was answered.
-    ticked: Instant,
+    next_beat: Instant,
+    /// When to look for lost consumers and lost entries.
+    pub(crate) next_look: Instant,
+    /// When the last heartbeat was answered.
+    beaten: Instant,
     /// Until then nobody's silence is held against them: the log itself was silent.
     pub(crate) judging_from: Instant,
-    /// The log has failed since the last tick.
+    /// The log has failed since the last heartbeat.
     failed: bool,
     /// Until then what was read may have something lost before it.
     doubt_until: Instant,
@@ -93,18 +116,19 @@ struct Sample {
 }
 
 impl Filler {
-    pub(crate) fn new(post: Arc<Post>, checker: Checker, limits: Limits, batch_max: usize) -> Self {
-        let reader = post.log.reader(post.seat.clone());
+    pub(crate) fn new(post: Arc<Post>, checker: Checker, limits: Limits) -> Self {
+        let reading = Reading::new(post.log.clone(), post.seat.clone());
         Self {
             post,
             checker,
-            reader,
+            reading,
             limits,
-            batch_max: batch_max.max(1),
+            batch_max: limits.batch_max.max(1),
             breaker: Breaker::new(limits.breaker),
             ensured: false,
-            next_tick: Instant::now(),
-            ticked: Instant::now(),
+            next_beat: Instant::now(),
+            next_look: Instant::now(),
+            beaten: Instant::now(),
             judging_from: Instant::now(),
             failed: false,
             doubt_until: Instant::now(),
@@ -152,9 +176,7 @@ impl Filler {
             self.batch = Some(batch);
             return Err(error);
         }
-        for id in &batch.refused {
-            self.post.work.let_go(*id);
-        }
+        self.post.work.let_go_all(&batch.refused);
         Ok(batch.checked.into_iter().map(|checked| Ready { checked }).collect())
     }
 
@@ -170,30 +192,73 @@ impl Filler {
 
     /// What others lost first, then what is due again, then what is new.
     async fn gather(&mut self) -> Result<Vec<RawEntry>, LogError> {
-        let now = Instant::now();
         if !self.unsure.is_empty() {
             return self.read_for_sure().await;
         }
-        if self.next_tick <= now {
-            let seen = self.post.log.tick(&self.post.seat).await?;
-            self.next_tick = now + TICK_MAX.min(self.limits.consumer_ttl / 3);
-            self.after_tick();
-            self.renew().await?;
-            let taken = self.take_over(&seen).await?;
-            if !taken.is_empty() {
-                return Ok(taken);
+        loop {
+            let now = Instant::now();
+            if self.next_beat <= now {
+                self.beat().await?;
+            }
+            if self.next_look <= now {
+                let taken = self.look().await?;
+                if !taken.is_empty() {
+                    return Ok(taken);
+                }
+            }
+            let due = self.post.work.due(now);
+            if !due.is_empty() {
+                return self.retry(&due).await;
+            }
+            self.reading.start(self.batch_max, self.limits.read_block);
+            match self.next_event().await {
+                Event::Read(arrived) => return self.take(arrived).await,
+                Event::Nudged => return Ok(Vec::new()),
+                Event::Due => {}
             }
         }
-        let due = self.post.work.due(now);
-        if !due.is_empty() {
-            return self.retry(&due).await;
+    }
+
+    /// Waits beside the read. Only receives: the read goes on when something else comes first.
+    async fn next_event(&mut self) -> Event {
+        let mut due = self.next_beat.min(self.next_look);
+        if let Some(retry) = self.post.work.next_due() {
+            due = due.min(retry);
         }
-        let mut block = self.limits.read_block.min(self.next_tick - now);
-        if let Some(due) = self.post.work.next_due() {
-            block = block.min(due - now);
+        let post = Arc::clone(&self.post);
+        tokio::select! {
+            biased;
+            arrived = self.reading.arrived() => Event::Read(arrived),
+            () = post.work.nudged.notified() => Event::Nudged,
+            () = tokio::time::sleep_until(due) => Event::Due,
         }
-        let read = self.reader.read(self.batch_max, block).await?;
-        if read.is_empty() || self.doubt_until <= now {
+    }
+
+    /// Shows that this consumer lives, and renews what it holds.
+    async fn beat(&mut self) -> Result<(), LogError> {
+        self.post.beat().await?;
+        self.next_beat = Instant::now() + self.limits.beat_interval();
+        self.after_beat();
+        self.renew().await
+    }
+
+    /// What was read. Where more waits behind it, that is sent for before anything is done with
+    /// this: the log works on it meanwhile.
+    async fn take(&mut self, arrived: Arrived) -> Result<Vec<RawEntry>, LogError> {
+        let mut read = arrived.entries?;
+        if arrived.unattended > self.limits.claim_idle / 4 {
+            read = self.still_mine(read).await?;
+        }
+        let now = Instant::now();
+        if self.doubt_until <= now {
+            let room = self.post.work.len() + 2 * self.batch_max <= self.limits.in_work_max;
+            if room && read.len() >= self.batch_max && now < self.next_look {
+                self.reading.start(self.batch_max, self.limits.read_block);
+                self.reading.send().await;
+            }
+            return Ok(read);
+        }
+        if read.is_empty() {
             return Ok(read);
         }
         // Taken in first: it would look lost itself.
@@ -211,16 +276,16 @@ impl Filler {
 
     /// After an outage everybody's heartbeat is old, that of the living too: they are given time to
     /// show themselves before their entries are taken away.
-    fn after_tick(&mut self) {
+    fn after_beat(&mut self) {
         let now = Instant::now();
         if std::mem::take(&mut self.failed) {
-            if now - self.ticked > self.limits.consumer_ttl / 2 {
+            if now - self.beaten > self.limits.consumer_ttl / 2 {
                 self.judging_from = now + self.limits.consumer_ttl;
             }
             // Said at once: the read that follows may block for a second, and publishers wait.
             self.post.pulse.log_is_alive();
         }
-        self.ticked = now;
+        self.beaten = now;
     }
 
     /// Everything that needs no log.
@@ -336,7 +401,9 @@ impl Filler {
         }
         // What got lost in a reply is looked for before anything new is read.
         let now = Instant::now();
-        (self.failed, self.next_tick, self.doubt_until) = (true, now, now + DOUBT);
+        (self.failed, self.doubt_until) = (true, now + DOUBT);
+        (self.next_beat, self.next_look) = (now, now);
+        self.reading.give_up();
         self.pause().await;
         while self.breaker.admit(Instant::now()).is_err() {
             // An open breaker only asks whether the log is back.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::breaker::BreakerPosition;
 use crate::bus::Bus;
 use crate::entry::EntryId;
 use crate::error::{BusError, LogError};
@@ -74,15 +75,21 @@ impl Housekeeping {
         for post in self.bus.posts() {
             // One that holds nothing is given its heartbeat by its own reading.
             if post.work.len() > 0 {
-                match post.log.tick(&post.seat).await {
-                    // The consumer will find that out and make the group again.
-                    Err(LogError::NoGroup { .. }) => continue,
-                    seen => drop(seen?),
+                if post.beat_age() >= Heartbeat::INTERVAL * 3 / 4 {
+                    match post.beat().await {
+                        // The consumer will find that out and make the group again.
+                        Err(LogError::NoGroup { .. }) => continue,
+                        beaten => beaten?,
+                    }
                 }
                 post.renew().await?;
             }
         }
-        self.bus.ping().await?;
+        // A breaker that is not closed waits for a sign of life; otherwise now and then will do.
+        let standings = self.bus.0.pulse.standings();
+        if sweep || standings.iter().any(|one| one.position != BreakerPosition::Closed) {
+            self.bus.ping().await?;
+        }
         if sweep {
             for stream in Stream::ALL {
                 self.heartbeat.beat("sweep");
@@ -142,11 +149,14 @@ impl Bus {
             _ => config.message_ttl,
         };
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let oldest = self.0.log.range(name, EntryId::ZERO, 1).await?;
+        let Some((oldest, _)) = oldest.first() else { return Ok(None) };
         let now_ms = self.0.log.now_ms().await?;
         let by_age = EntryId { ms: now_ms.saturating_sub(ttl_ms), seq: 0 };
         let mut below = by_age.max(self.beyond_length(stream).await?);
-        let oldest = self.0.log.range(name, EntryId::ZERO, 1).await?;
-        let Some((oldest, _)) = oldest.first() else { return Ok(None) };
+        if below <= *oldest {
+            return Ok(None);
+        }
         let mut abandoned = Vec::new();
         for group in groups {
             let life = self.0.log.group_life(name, &group.name).await?;

@@ -1,6 +1,5 @@
 //! Publishing: admission, sealing, appending.
 
-use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -14,10 +13,11 @@ use crate::attributes;
 use crate::bus::Bus;
 use crate::conservative::{ConservativeBecause, Lane};
 use crate::emergency;
-use crate::entry::{EntryId, PAYLOAD, SIGNATURE};
+use crate::entry::EntryId;
 use crate::error::{LogError, PublishError};
 use crate::log::GroupInfo;
 use crate::metrics::Published;
+use crate::seal::{Sealed, Unsealed, seal};
 use crate::spool::NotSpooled;
 use crate::stream::Stream;
 
@@ -126,19 +126,6 @@ impl Route {
 
 /// Why a message is refused, and when trying again may help.
 type No = (RefusedBecause, Duration);
-
-/// A signed envelope, ready to append.
-pub(crate) struct Sealed {
-    payload: Vec<u8>,
-    signature: String,
-}
-
-impl Sealed {
-    /// As the log takes it.
-    pub(crate) fn fields(&self) -> [(&[u8], &[u8]); 2] {
-        [(PAYLOAD.as_bytes(), &self.payload), (SIGNATURE.as_bytes(), self.signature.as_bytes())]
-    }
-}
 
 impl Bus {
     /// Publishes a message; [`publish`](Self::publish) is the short form.
@@ -291,21 +278,17 @@ impl Bus {
 
     /// Puts the attributes in and signs: exactly these bytes are sent and verified.
     fn seal(&self, outgoing: Outgoing<'_>, lane: Stream) -> Result<Sealed, PublishError> {
-        let mut attributes = BTreeMap::from([
-            (attributes::ID.to_owned(), uuid::Uuid::now_v7().to_string()),
-            (attributes::SOURCE.to_owned(), outgoing.source.to_owned()),
-        ]);
-        if let Some(traceparent) = outgoing.traceparent {
-            attributes.insert(attributes::TRACEPARENT.to_owned(), traceparent.to_owned());
-        }
-        let envelope = BusEnvelope {
-            message_type: outgoing.message.message_type() as i32,
-            payload: outgoing.message.encode_payload(),
-            attributes,
-        };
-        let sealed = self.stamp(envelope, lane);
-        let bytes = sealed.payload.len() + sealed.signature.len();
-        let bytes_max = self.0.config.message_bytes_max;
+        let sealed = seal(
+            &self.0.keyring,
+            Unsealed {
+                kind: outgoing.message.message_type(),
+                payload: &outgoing.message.encode_payload(),
+                source: outgoing.source,
+                stream: self.name(lane),
+                traceparent: outgoing.traceparent,
+            },
+        );
+        let (bytes, bytes_max) = (sealed.len(), self.0.config.message_bytes_max);
         if bytes > bytes_max {
             return Err(PublishError::Oversize { bytes, bytes_max });
         }

@@ -108,6 +108,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_list_is_in_the_order_of_the_declaration() {
+        let numbers = Stream::ALL.map(|stream| stream as usize);
+        assert_eq!(numbers, std::array::from_fn(|index| index));
+    }
+
+    #[test]
     fn every_type_is_carried_at_home_and_nowhere_else_but_by_the_rule() {
         for number in 0..=22 {
             let Ok(kind) = BusMessageType::try_from(number) else { continue };

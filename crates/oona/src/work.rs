@@ -3,7 +3,7 @@
 //! An entry that is pending under this consumer's name but not listed here was lost on the way, in a
 //! reply that never arrived for instance, and is fetched again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 
 use tokio::sync::Notify;
@@ -18,6 +18,8 @@ pub(crate) struct Work {
     held: Mutex<Held>,
     /// Something was settled, or put back for a retry.
     pub(crate) changed: Notify,
+    /// The filler has something to do before its read returns.
+    pub(crate) nudged: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +28,8 @@ struct Held {
     /// Which entry a key waits for, and the other way round.
     busy: HashMap<String, EntryId>,
     keys: HashMap<EntryId, String>,
+    /// Keys that became free since somebody asked.
+    freed: Vec<String>,
     /// Acknowledgements that did not reach the log; they are sent again before the next read.
     owed: Vec<EntryId>,
 }
@@ -43,6 +47,7 @@ impl Held {
         self.entries.remove(&id);
         if let Some(key) = self.keys.remove(&id) {
             self.busy.remove(&key);
+            self.freed.push(key);
         }
     }
 }
@@ -66,10 +71,19 @@ impl Work {
         self.changed.notify_one();
     }
 
+    /// Forgets entries that are settled, all at once.
+    pub(crate) fn let_go_all(&self, ids: &[EntryId]) {
+        let mut held = self.held();
+        ids.iter().for_each(|id| held.let_go(*id));
+        drop(held);
+        self.changed.notify_one();
+    }
+
     /// Keeps an entry for a retry. Its key stays busy: what comes after it has to wait.
     pub(crate) fn retry_at(&self, id: EntryId, due: Instant) {
         self.held().entries.insert(id, Item::Retry(due));
         self.changed.notify_one();
+        self.nudged.notify_one();
     }
 
     /// Reserves the key for this entry, unless another entry has it.
@@ -83,6 +97,16 @@ impl Work {
                 true
             }
         }
+    }
+
+    /// Whether this entry has the key.
+    pub(crate) fn owns(&self, key: &str, id: EntryId) -> bool {
+        self.held().busy.get(key) == Some(&id)
+    }
+
+    /// Keys that became free since the last call.
+    pub(crate) fn take_freed(&self) -> Vec<String> {
+        std::mem::take(&mut self.held().freed)
     }
 
     /// Whether the consumer has this entry.
@@ -135,6 +159,7 @@ impl Work {
 
     pub(crate) fn owe(&self, id: EntryId) {
         self.held().owed.push(id);
+        self.nudged.notify_one();
     }
 
     pub(crate) fn owed(&self) -> Vec<EntryId> {
@@ -144,7 +169,8 @@ impl Work {
     /// These acknowledgements have arrived at last.
     pub(crate) fn paid(&self, ids: &[EntryId]) {
         let mut held = self.held();
-        held.owed.retain(|id| !ids.contains(id));
+        let paid: HashSet<EntryId> = ids.iter().copied().collect();
+        held.owed.retain(|id| !paid.contains(id));
         for id in ids {
             held.let_go(*id);
         }

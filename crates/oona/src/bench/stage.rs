@@ -235,6 +235,8 @@ fn config(log: LogChoice, prefix: &str) -> Config {
         depth_max: DEPTH_MAX,
         backpressure_threshold: DEPTH_MAX,
         emergency_threshold: DEPTH_MAX,
+        // The lane itself is measured, not the bucket before it.
+        emergency_per_min: u32::MAX,
         ..Config::default()
     }
 }

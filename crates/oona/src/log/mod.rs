@@ -162,6 +162,14 @@ impl Log {
         }
     }
 
+    /// The same log by a connection that normal traffic does not use.
+    pub(crate) fn urgent(&self) -> Self {
+        match self {
+            Self::Embedded(log) => Self::Embedded(log.clone()),
+            Self::Redis(log) => Self::Redis(log.urgent()),
+        }
+    }
+
     /// Appends, durably as far as the log can. `urgent` goes by a connection of its own.
     pub(crate) async fn append(
         &self,
@@ -252,6 +260,26 @@ impl Log {
     /// Gives the heartbeat of this consumer (none of a nameless one) and lists all of the group.
     pub(crate) async fn tick(&self, seat: &Seat) -> Result<Vec<ConsumerSeen>, LogError> {
         either!(self, log => log.tick(seat).await)
+    }
+
+    /// Gives the heartbeat of this consumer.
+    pub(crate) async fn beat(&self, seat: &Seat) -> Result<(), LogError> {
+        match self {
+            Self::Embedded(log) => log.tick(seat).await.map(drop),
+            Self::Redis(log) => log.beat(seat).await,
+        }
+    }
+
+    /// How many entries each consumer of the group has pending, in one command; those with none
+    /// may be left out.
+    pub(crate) async fn pending_counts(&self, seat: &Seat) -> Result<Vec<(String, u64)>, LogError> {
+        match self {
+            Self::Embedded(_) => {
+                let seen = self.consumers(&seat.stream, &seat.group).await?;
+                Ok(seen.into_iter().map(|one| (one.name, one.pending)).collect())
+            }
+            Self::Redis(log) => log.pending_counts(seat).await,
+        }
     }
 
     /// The consumers of a group, seen from outside: nobody's heartbeat is given.

@@ -13,7 +13,7 @@ use super::{Own, Shared, Spool, lane, record};
 use crate::bus::Bus;
 use crate::error::{BusError, LogError};
 use crate::heartbeat::Heartbeat;
-use crate::publish::Sealed;
+use crate::seal::Sealed;
 use crate::stream::Stream;
 
 /// Messages, and about that many bytes, sent in one round trip.

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use redis::Value;
+use redis::{Cmd, Value};
 
 use super::RedisLog;
 use super::reply::{entry, items, number, pairs, text};
-use crate::entry::{EntryId, RawEntry};
+use crate::entry::{EntryId, IdText, RawEntry};
 use crate::error::LogError;
 use crate::log::{ConsumerSeen, Epitaph, NonceClaim, PendingEntry, PendingOf, Seat, dead};
 
@@ -28,16 +28,19 @@ impl RedisLog {
         let mut pipe = redis::pipe();
         let mut ids = Vec::with_capacity(nonces.len());
         for (nonce, id) in nonces {
-            let id = id.to_string();
-            let key = format!("{}:{nonce}", self.0.claim_prefix);
-            pipe.cmd("SET").arg(key).arg(&id).arg("NX").arg("GET").arg("PX").arg(ttl_ms);
-            ids.push(id);
+            let text = IdText::from(id);
+            let key_len = self.0.claim_prefix.len() + 1 + nonce.len();
+            let mut set = Cmd::with_capacity(7, key_len + 60);
+            set.arg("SET").arg([self.0.claim_prefix.as_str(), &nonce].join(":"));
+            set.arg(text.as_bytes()).arg("NX").arg("GET").arg("PX").arg(ttl_ms);
+            pipe.add_command(set);
+            ids.push(text);
         }
-        let owners: Vec<Option<String>> =
+        let owners: Vec<Option<Vec<u8>>> =
             self.ask_many_even_when_full("claim of nonces", false, &pipe).await?;
-        let claim = |(owner, id): (Option<String>, String)| match owner {
+        let claim = |(owner, id): (Option<Vec<u8>>, IdText)| match owner {
             None => NonceClaim::First,
-            Some(owner) if owner == id => NonceClaim::Again,
+            Some(owner) if owner == id.as_bytes() => NonceClaim::Again,
             Some(_) => NonceClaim::Replay,
         };
         Ok(owners.into_iter().zip(ids).map(claim).collect())
@@ -47,7 +50,7 @@ impl RedisLog {
         let mut command = redis::cmd("XACK");
         command.arg(&seat.stream).arg(&seat.group);
         for id in ids {
-            command.arg(id.to_string());
+            command.arg(IdText::from(*id).as_bytes());
         }
         let _acknowledged: u64 = self.ask("acknowledge", false, &command).await?;
         Ok(())
@@ -64,6 +67,29 @@ impl RedisLog {
             .await
             .map_err(|error| located(error, seat))?;
         consumers(value).ok_or(LogError::Reply { operation })
+    }
+
+    /// One plain command, with the time as this process knows the server's clock.
+    pub(crate) async fn beat(&self, seat: &Seat) -> Result<(), LogError> {
+        let now = match self.0.clock.now_ms() {
+            Some(now) => now,
+            None => self.now_ms().await?,
+        };
+        let mut command = redis::cmd("HSET");
+        command.arg(self.beats_key(&seat.stream, &seat.group));
+        command.arg(&seat.consumer).arg(now).arg("*").arg(now);
+        let beaten = self.ask_even_when_full::<u64>("heartbeat", false, &command).await;
+        beaten.inspect_err(|_| self.0.clock.forget())?;
+        Ok(())
+    }
+
+    pub(crate) async fn pending_counts(&self, seat: &Seat) -> Result<Vec<(String, u64)>, LogError> {
+        let operation = "count of pending entries";
+        let mut command = redis::cmd("XPENDING");
+        command.arg(&seat.stream).arg(&seat.group);
+        let value =
+            self.ask(operation, false, &command).await.map_err(|error| located(error, seat))?;
+        pending_counts(value).ok_or(LogError::Reply { operation })
     }
 
     pub(crate) async fn pending(
@@ -184,6 +210,16 @@ fn consumers(value: Value) -> Option<Vec<ConsumerSeen>> {
             .pending = pending;
     }
     Some(seen.into_values().collect())
+}
+
+/// The last part of the summary: consumers and their counts.
+fn pending_counts(value: Value) -> Option<Vec<(String, u64)>> {
+    let counts = items(value)?.into_iter().nth(3)?;
+    let count = |one: Value| {
+        let mut one = items(one)?.into_iter();
+        Some((text(&one.next()?)?.to_owned(), number(&one.next()?)?))
+    };
+    items(counts)?.into_iter().map(count).collect()
 }
 
 fn pending(value: Value) -> Option<Vec<PendingEntry>> {

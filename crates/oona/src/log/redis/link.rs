@@ -29,6 +29,8 @@ const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(400);
 /// A command given up after this long without an answer counts as a time-out, whoever gave it up: a
 /// publisher's own limit may be shorter than the command's.
 const SILENCE: Duration = Duration::from_millis(500);
+/// Commands that wait for being written to one connection; more wait for a place.
+const COMMANDS_WAITING_MAX: usize = 1024;
 /// A blocking reader has time-outs of its own, far below this.
 const UNBOUNDED: Duration = Duration::from_secs(24 * 3600);
 
@@ -44,15 +46,19 @@ pub(super) enum Wire {
 }
 
 impl Wire {
-    /// Connects. `response` bounds the wait for each answer; none for a reader that blocks.
+    /// Connects. `response` bounds the wait for each answer of a cluster, whose client asks on its
+    /// own account as well; none for a reader that blocks.
     pub(super) async fn connect(
         access: &Access,
         slot: Slot,
         response: Option<Duration>,
     ) -> RedisResult<Self> {
+        // Whoever asks a single server bounds its own wait; a second timer for every command would
+        // cost and say nothing.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(response);
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(COMMANDS_WAITING_MAX);
         Ok(match access.door()? {
             Door::Server(client) => {
                 Self::Server(client.get_multiplexed_async_connection_with_config(&config).await?)

@@ -7,6 +7,7 @@
 mod about;
 mod access;
 mod append_many;
+mod clock;
 mod consume;
 mod durable;
 mod link;
@@ -36,6 +37,7 @@ use crate::stream::Stream;
 
 pub use self::about::{About, Capabilities, ServerKind, probe};
 use self::access::Access;
+use self::clock::ServerClock;
 use self::durable::{Durable, Shortfall};
 use self::link::Link;
 pub(crate) use self::reader::RedisReader;
@@ -48,9 +50,9 @@ pub(crate) use self::url::is_cluster;
 /// What was appended is published: a backlog that takes longer to count is left to the next look.
 const COUNT_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A log on a Redis or Valkey server.
+/// A log on a Redis or Valkey server, and whether all that is asked goes by the urgent connection.
 #[derive(Clone)]
-pub(crate) struct RedisLog(Arc<Inner>);
+pub(crate) struct RedisLog(Arc<Inner>, bool);
 
 struct Inner {
     access: Arc<Access>,
@@ -73,6 +75,7 @@ struct Inner {
     /// No need to count a backlog beyond this.
     depth_max: u64,
     scripts: Scripts,
+    clock: ServerClock,
 }
 
 impl std::fmt::Debug for RedisLog {
@@ -92,7 +95,7 @@ impl RedisLog {
         let main = link();
         let about = learn(&main, &access, config).await?;
         tracing::info!(log = %access.shown, server = %about.capabilities, "connected to the log");
-        let log = Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             slot,
             main,
             urgent: link(),
@@ -110,8 +113,9 @@ impl RedisLog {
             claim_ttl: config.claim_ttl(),
             depth_max: config.depth_max,
             scripts: Scripts::new(),
-        }));
-        Ok(log)
+            clock: ServerClock::default(),
+        });
+        Ok(Self(inner, false))
     }
 
     pub(crate) fn capabilities(&self) -> &Capabilities {
@@ -184,7 +188,9 @@ impl RedisLog {
 
     pub(crate) async fn now_ms(&self) -> Result<u64, LogError> {
         let (seconds, micros): (u64, u64) = self.ask("time", false, &redis::cmd("TIME")).await?;
-        Ok(seconds * 1000 + micros / 1000)
+        let now_ms = seconds * 1000 + micros / 1000;
+        self.0.clock.said(now_ms);
+        Ok(now_ms)
     }
 
     pub(crate) async fn len(&self, stream: &str) -> Result<u64, LogError> {
@@ -213,8 +219,13 @@ impl RedisLog {
         self.bounded(operation, pipe.query_async(&mut connection)).await
     }
 
+    /// The same log, with everything on the urgent connection.
+    pub(crate) fn urgent(&self) -> Self {
+        Self(Arc::clone(&self.0), true)
+    }
+
     fn connection(&self, urgent: bool) -> Link {
-        if urgent { self.0.urgent.clone() } else { self.0.main.clone() }
+        if urgent || self.1 { self.0.urgent.clone() } else { self.0.main.clone() }
     }
 
     async fn bounded<T>(
@@ -230,7 +241,11 @@ impl RedisLog {
     }
 
     fn fault(&self, operation: &'static str, source: RedisError) -> LogError {
-        fault(&self.0.access.shown, self.0.command_timeout, operation, source)
+        let fault = fault(&self.0.access.shown, self.0.command_timeout, operation, source);
+        if matches!(fault, LogError::Unreachable { .. }) {
+            self.0.clock.forget();
+        }
+        fault
     }
 
     /// The hash with the heartbeats of a group's consumers; `*` stands for any of them.
@@ -292,7 +307,8 @@ fn durables(
 /// What a client error means to the bus.
 fn fault(log: &str, after: Duration, operation: &'static str, source: RedisError) -> LogError {
     use redis::ErrorKind as Kind;
-    if source.code() == Some("NOGROUP") {
+    // A read that is blocked when its stream is removed is told so in its own way.
+    if matches!(source.code(), Some("NOGROUP" | "UNBLOCKED")) {
         return LogError::NoGroup { stream: String::new(), group: String::new() };
     }
     if source.is_timeout() {
@@ -342,8 +358,10 @@ fn is_untrusted(error: &RedisError) -> bool {
 }
 
 fn xadd(stream: &str, fields: &[(&[u8], &[u8])]) -> Cmd {
-    let mut cmd = redis::cmd("XADD");
-    cmd.arg(stream).arg("*");
+    let bytes: usize = fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+    // Room for all of it at once: growing would copy the payload several times.
+    let mut cmd = Cmd::with_capacity(3 + 2 * fields.len(), 5 + stream.len() + bytes);
+    cmd.arg("XADD").arg(stream).arg("*");
     for (name, value) in fields {
         cmd.arg(*name).arg(*value);
     }
