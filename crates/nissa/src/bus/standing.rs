@@ -10,6 +10,9 @@ use crate::health::KeyHealth;
 pub struct StandingView {
     /// Which log: `embedded` or `redis`.
     pub log: String,
+    /// What the server is and what it can do beyond Redis 7.0; absent for the embedded log.
+    #[serde(default)]
+    pub server: Option<String>,
     /// Unix milliseconds by the log's clock, against which ages are told.
     pub now_ms: u64,
     /// Every stream.
@@ -25,6 +28,9 @@ pub struct StreamView {
     pub stream: String,
     /// Its name in the log.
     pub name: String,
+    /// How durable a message is once its publisher was told: `none`, `wait:N`, `waitaof:N`, `fsync`.
+    #[serde(default)]
+    pub durability: String,
     /// Entries that stand in it, acknowledged or not.
     pub length: u64,
     /// Age of the oldest of them.
@@ -76,8 +82,9 @@ pub async fn standing(bus: &Bus) -> Result<StandingView, BusError> {
             LogKind::Redis => "redis",
         }
         .to_owned(),
+        server: bus.capabilities().map(ToString::to_string),
         now_ms,
-        streams: streams.into_iter().map(|stream| stream_view(stream, now_ms)).collect(),
+        streams: streams.into_iter().map(|stream| stream_view(bus, stream, now_ms)).collect(),
         keys: keys(bus),
     })
 }
@@ -93,10 +100,11 @@ pub fn keys(bus: &Bus) -> Vec<KeyHealth> {
     bus.keys().into_iter().map(view).collect()
 }
 
-fn stream_view(stream: StreamStanding, now_ms: u64) -> StreamView {
+fn stream_view(bus: &Bus, stream: StreamStanding, now_ms: u64) -> StreamView {
     let age = |id: Option<EntryId>| id.map(|id| now_ms.saturating_sub(id.ms));
     StreamView {
         stream: stream.stream.label().to_owned(),
+        durability: bus.durability(stream.stream).to_string(),
         name: stream.name,
         length: stream.length,
         oldest_age_ms: age(stream.oldest),

@@ -15,8 +15,9 @@ use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
 use crate::client;
-use crate::service::{AllMetrics, OpenError, open_bus_alone};
+use crate::service::OpenError;
 use crate::settings::EsperSettings;
+use crate::wiring;
 
 /// The bus, wherever it is.
 pub(super) enum Desk<'a> {
@@ -44,10 +45,13 @@ impl<'a> Desk<'a> {
                 )));
             }
         }
-        let (metrics, _) = AllMetrics::register();
-        match open_bus_alone(settings, &metrics).await {
+        let keyring = wiring::keyring(settings)
+            .ok_or_else(|| Failure::configuration(OpenError::NoSecret.to_string()))?;
+        // The spool is the service's: a command that only looks must not send what waits there.
+        let config = oona::Config { spool: None, ..wiring::bus_config(settings) };
+        match Bus::open(config, keyring, oona::Metrics::detached()).await {
             Ok(bus) => Ok(Self::Log(bus)),
-            Err(OpenError::Bus(held @ BusError::Locked { .. })) => {
+            Err(held @ BusError::Locked { .. }) => {
                 let desk = Self::Service(settings);
                 let asked = desk.ask::<StandingView>("GET", "/v1/bus/streams", With::Nothing);
                 match asked.await {
@@ -55,7 +59,6 @@ impl<'a> Desk<'a> {
                     Err(failure) => Err(Failure::unavailable(format!("{held}; {failure}"))),
                 }
             }
-            Err(error @ OpenError::NoSecret) => Err(Failure::configuration(error.to_string())),
             Err(error) => Err(Failure::unavailable_because(&error)),
         }
     }

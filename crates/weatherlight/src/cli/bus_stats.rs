@@ -1,6 +1,6 @@
 //! `weatherlight bus stats`: how the bus stands.
 
-use nissa::bus::{GroupView, StandingView, StreamView};
+use nissa::bus::{GroupView, StandingView};
 use nissa::{BreakerState, Health};
 use serde::Serialize;
 
@@ -31,11 +31,16 @@ pub(super) async fn run(settings: &EsperSettings, as_json: bool) -> Result<u8, F
         table::print_json(&stats);
         return Ok(0);
     }
-    table::print(&format!("log {}, {dead_letters} dead letters", stats.standing.log));
+    let server = stats.standing.server.as_deref().map(|server| format!(" ({server})"));
+    let (log, server) = (&stats.standing.log, plain(&server.unwrap_or_default()));
+    table::print(&format!("log {log}{server}, {dead_letters} dead letters"));
     table::print(&streams(&stats.standing));
     table::print(&consumers(&stats.standing));
     match &stats.service {
         Some(health) => {
+            for lost in &health.lost {
+                table::print(&format!("  {}", plain(lost)));
+            }
             table::print(&breakers(health));
             table::print(&keys(health, stats.standing.now_ms));
         }
@@ -59,6 +64,7 @@ fn streams(standing: &StandingView) -> String {
         "entries",
         "oldest",
         "newest",
+        "durable",
         "group",
         "pending",
         "oldest pending",
@@ -76,6 +82,7 @@ fn streams(standing: &StandingView) -> String {
                 stream.length.to_string(),
                 ago(stream.oldest_age_ms),
                 ago(stream.newest_age_ms),
+                stream.durability.clone(),
                 group.map(|group| plain(&group.name)).unwrap_or_default(),
                 number(|group| group.pending).unwrap_or_default(),
                 oldest.unwrap_or_default(),
@@ -97,9 +104,8 @@ fn streams(standing: &StandingView) -> String {
 
 fn consumers(standing: &StandingView) -> String {
     let mut rows = table::with_columns(&["stream", "group", "consumer", "heartbeat", "pending"]);
-    let all = |stream: &'_ StreamView| stream.groups.clone();
     for stream in &standing.streams {
-        for group in all(stream) {
+        for group in &stream.groups {
             for consumer in &group.consumers {
                 rows.add_row([
                     stream.stream.clone(),

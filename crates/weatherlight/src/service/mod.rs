@@ -16,7 +16,7 @@ mod trainer;
 
 pub use emergency::{EmergencyPicture, Receiver as EmergencyReceiver};
 pub use metrics::AllMetrics;
-pub use parts::{ForgePorts, GROUP, OpenError, Parts, open_bus_alone};
+pub use parts::{ForgePorts, GROUP, OpenError, Parts};
 pub use probe::Probe;
 pub use start::{Opened, Service, Starting, start};
 pub use telemetry::{LastError, Telemetry, packet, priority};

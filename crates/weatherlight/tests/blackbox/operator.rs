@@ -161,6 +161,9 @@ fn the_bus_is_shown_and_nothing_of_it_is_consumed() {
         let streams = stats["streams"].as_array().unwrap();
         streams.iter().find(|stream| stream["stream"] == name).unwrap().clone()
     };
+    let server = stats["server"].as_str().expect("the server tells its version");
+    assert!(server.contains("Redis ") || server.contains("Valkey "), "{server}");
+    assert_eq!(of("normal")["durability"], "none");
     assert!(of("kernel_requests")["length"].as_u64().unwrap() >= 4);
     assert_eq!(of("kernel_requests")["groups"], Value::Array(Vec::new()), "nobody made a group");
     assert_eq!(of("policy")["oldest_age_ms"], Value::Null);
