@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redb::{Database, ReadableTable as _, TableHandle as _, WriteTransaction};
@@ -19,6 +19,7 @@ use super::file::{
     ABSORBED, BLOCK_BYTES_MAX, BLOCKS, CLAIMS_PREFIX, CURSORS, ClaimsTable, EXTENTS, FACTS, GROUPS,
     PENDING, STREAMS, damaged, entry_bytes, id, key,
 };
+use super::medium::Part;
 use super::nonces::Claim;
 use super::state::{Change, Flight, GroupNo, StreamNo};
 use crate::entry::EntryId;
@@ -27,6 +28,12 @@ use crate::entry::EntryId;
 pub(super) const ABSORB_BYTES: u64 = 4 << 20;
 /// or after this time.
 const ABSORB_INTERVAL: Duration = Duration::from_secs(1);
+/// A file of at least this size is compacted when its log is idle,
+const COMPACT_BYTES_MIN: u64 = 64 << 20;
+/// when its entries take less than this part of it,
+const COMPACT_FACTOR: u64 = 8;
+/// and not more often than this.
+const COMPACT_INTERVAL: Duration = Duration::from_secs(60);
 /// Pause before the store is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -54,6 +61,8 @@ impl Shared {
                 let mut core = waited.unwrap_or_else(PoisonError::into_inner).0;
                 if core.flights.is_empty() {
                     core.absorbing = false;
+                    drop(core);
+                    self.compact_if_large(COMPACT_BYTES_MIN);
                     return;
                 }
                 core.flights.iter().map(Arc::clone).collect()
@@ -66,6 +75,35 @@ impl Shared {
                     }
                 }
             }
+        }
+    }
+
+    /// Gives the disk back what a log that was large once no longer needs. Nothing else uses the store
+    /// meanwhile; publishing and reading the newest go on.
+    pub(super) fn compact_if_large(&self, bytes_min: u64) {
+        let bytes = self.core().bytes() + self.claims_bytes.load(Ordering::Relaxed);
+        let size = self.disk.size(Part::Store).unwrap_or(0);
+        if size < bytes_min || size / COMPACT_FACTOR < bytes {
+            return;
+        }
+        {
+            let mut compacted = self.compacted.lock().unwrap_or_else(PoisonError::into_inner);
+            if compacted.is_some_and(|at| at.elapsed() < COMPACT_INTERVAL) {
+                return;
+            }
+            *compacted = Some(Instant::now());
+        }
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = store.as_mut() else { return };
+        match std::panic::catch_unwind(AssertUnwindSafe(|| db.compact())) {
+            Ok(Ok(_)) => {
+                tracing::info!(path = %self.path.display(), size, "the embedded log's file was compacted");
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(path = %self.path.display(), %error, "the embedded log's file could not be compacted");
+            }
+            // Opened again by the next who needs it.
+            Err(_) => *store = None,
         }
     }
 

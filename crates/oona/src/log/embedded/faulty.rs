@@ -90,6 +90,10 @@ impl Disk for TestDisk {
         Ok(Box::new(TestFile { image, fuse: Arc::clone(&self.fuse) }))
     }
 
+    fn size(&self, part: Part) -> io::Result<u64> {
+        self.open(part)?.len()
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         Some(0)
     }
@@ -413,6 +417,27 @@ async fn damage_is_named_or_harmless() {
         }
     }
     assert!(opened > 20 && named > 20, "{opened} opened, {named} named");
+}
+
+/// A file that was large once gives its room back.
+#[tokio::test]
+async fn an_empty_log_gives_its_room_back() {
+    let disk = TestDisk::of(Files::default());
+    let log = open(&disk).unwrap();
+    let value = vec![7; 100_000];
+    for _ in 0..60 {
+        log.append(STREAM, &[(b"payload", &value)]).await.unwrap();
+    }
+    log.trim(STREAM, EntryId::MAX).await.unwrap();
+    let flights = || log.shared().core().flights.iter().map(Arc::clone).collect::<Vec<_>>();
+    log.shared().absorb(&flights()).unwrap();
+    let size = || disk.open(Part::Store).unwrap().len().unwrap();
+    let large = size();
+    log.shared().compact_if_large(1 << 20);
+    assert!(large > 1 << 20 && size() < large / 2, "{large} to {}", size());
+    let id = log.append(STREAM, &[(b"payload", b"next")]).await.unwrap();
+    let found = log.range(STREAM, EntryId::ZERO, 10).await.unwrap();
+    assert_eq!(found, [(id, vec![(b"payload".to_vec(), b"next".to_vec())])]);
 }
 
 fn copy(files: &Files) -> Files {

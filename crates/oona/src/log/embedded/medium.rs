@@ -23,6 +23,9 @@ pub(super) trait Disk: Debug + Send + Sync {
     /// Opens or makes it.
     fn open(&self, part: Part) -> io::Result<Box<dyn StorageBackend>>;
 
+    /// Its size, also while it is open.
+    fn size(&self, part: Part) -> io::Result<u64>;
+
     /// What is left on the disk, when that is known.
     fn free_bytes(&self) -> Option<u64>;
 }
@@ -94,6 +97,10 @@ impl Disk for Directory {
         Ok(Box::new(backend))
     }
 
+    fn size(&self, part: Part) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.path(part))?.len())
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         let directory = self.log.parent().filter(|path| !path.as_os_str().is_empty());
         let stat = rustix::fs::statvfs(directory.unwrap_or(Path::new("."))).ok()?;
@@ -118,6 +125,10 @@ impl Disk for Memory {
     fn open(&self, part: Part) -> io::Result<Box<dyn StorageBackend>> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Box::new(MemoryFile(Arc::clone(files.entry(part).or_default()))))
+    }
+
+    fn size(&self, part: Part) -> io::Result<u64> {
+        self.open(part)?.len()
     }
 
     fn free_bytes(&self) -> Option<u64> {

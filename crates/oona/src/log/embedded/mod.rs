@@ -97,6 +97,8 @@ struct Shared {
     absorb_wake: Condvar,
     /// Told when the store has taken something in, or has failed.
     room: Condvar,
+    /// When the file was last made smaller.
+    compacted: Mutex<Option<std::time::Instant>>,
     /// What stood in the log when it was opened is delivered carefully; see [`read`].
     backlog_until: u64,
     _lock: Option<lock::Lock>,
@@ -136,7 +138,9 @@ impl Shared {
     fn reopen(&self) {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
         // Closed before it is opened again: both would write to one file.
-        *store = None;
+        if let Some(db) = store.take() {
+            close(db);
+        }
         *store = open_store(&*self.disk).ok();
     }
 
@@ -161,6 +165,27 @@ fn open_store(disk: &dyn Disk) -> Result<Database, redb::Error> {
         Ok(builder.set_cache_size(CACHE_BYTES).create_with_backend(Medium(medium))?)
     }));
     opened.unwrap_or_else(|_| Err(file::damaged("its pages contradict one another")))
+}
+
+/// A store that found itself damaged panics when it is closed, too.
+fn close(db: Database) {
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(db)));
+}
+
+/// A file is verified as a whole when it is opened, up to this size: that takes a fraction of a second.
+/// After a crash the store verifies larger ones as well.
+const VERIFY_BYTES_MAX: u64 = 256 << 20;
+
+fn verify(db: &mut Database, disk: &dyn Disk) -> Result<(), redb::Error> {
+    if disk.size(Part::Store)? > VERIFY_BYTES_MAX {
+        return Ok(());
+    }
+    let verified = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| db.check_integrity()));
+    match verified {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) | Err(_) => Err(file::damaged("its pages contradict one another")),
+        Ok(Err(error)) => Err(error.into()),
+    }
 }
 
 /// Opens these bytes as a log's store and its two journals, and reads all that is in them; `None` when
@@ -193,7 +218,11 @@ impl Shared {
             redb::Error::Io(source) => BusError::Open { path: path.to_owned(), source },
             source => BusError::Damaged { path: path.to_owned(), source: Arc::new(source) },
         };
-        let db = open_store(&*disk).map_err(|error| damaged(&path, error))?;
+        let mut db = open_store(&*disk).map_err(|error| damaged(&path, error))?;
+        if let Err(error) = verify(&mut db, &*disk) {
+            close(db);
+            return Err(damaged(&path, error));
+        }
         let (absorbed, salt) = file::prepare(&db).map_err(|error| damaged(&path, error))?;
         let open =
             |part| disk.open(part).map_err(|source| BusError::Open { path: path.clone(), source });
@@ -227,6 +256,7 @@ impl Shared {
             urgent: Condvar::new(),
             absorb_wake: Condvar::new(),
             room: Condvar::new(),
+            compacted: Mutex::default(),
             backlog_until: leyline::time::now_unix_ms(),
             _lock: lock,
         };
