@@ -160,7 +160,6 @@ fn configure(apt: &Path) -> Result<PathBuf> {
     let text = format!(
         "Dir::Etc::sourcelist \"{here}/etc/sources.list\";\n\
          Dir::Etc::sourceparts \"-\";\n\
-         Dir::Etc::parts \"-\";\n\
          Dir::State::lists \"{here}/lists\";\n\
          Dir::State::status \"{here}/status\";\n\
          Dir::Cache \"{here}/cache\";\n\
