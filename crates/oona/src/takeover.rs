@@ -174,16 +174,11 @@ impl Filler {
         }
         mine.truncate(self.batch_max);
         self.unseen.correct(&mut mine, &post.seat.consumer);
-        let mut mine = self.bury_hopeless(mine).await?;
-        for entry in &mut mine {
-            entry.idle = Duration::ZERO;
-        }
+        let mine = self.bury_hopeless(mine).await?;
+        // As idle as listed, or not at all: what somebody else took over since is not taken back. What
+        // was only renewed meanwhile is still due, and listed again at once.
         let claimed = post.log.claim(&post.seat, &mine).await;
         let claimed = claimed.inspect_err(|_| self.unseen.unanswered(&mine))?;
-        let got: HashSet<EntryId> = claimed.iter().map(|entry| entry.id).collect();
-        for entry in mine.iter().filter(|entry| !got.contains(&entry.id)) {
-            post.work.let_go(entry.id);
-        }
         Ok(claimed)
     }
 }
