@@ -16,7 +16,8 @@ pub struct Book(Mutex<Pages>);
 
 #[derive(Default)]
 pub struct Pages {
-    /// When the publisher was told that the message is safe.
+    /// Messages that the publisher was told are safe, and when it began to publish each. Its answer
+    /// may come after that of a command which the server carried out later.
     pub told: BTreeMap<u32, Instant>,
     /// Publishing it failed once in a way that may have appended it. It was published again, as a
     /// new message: handling both is right.
@@ -33,7 +34,8 @@ pub struct Handled {
 /// What a fault may cost, beyond nothing.
 #[derive(Default)]
 pub struct Allowed {
-    /// Messages told to be safe between these times may be gone: the server forgot them.
+    /// Messages told to be safe whose publishing began between these times may be gone: the server
+    /// forgot them.
     pub lost_between: Option<(Instant, Instant)>,
     /// The server may have forgotten acknowledgements and claims: what was handled may come again.
     pub handled_again: Again,
@@ -63,11 +65,11 @@ impl Book {
     pub fn missing(&self, allowed: &Allowed) -> Vec<u32> {
         let pages = self.pages();
         let handled: BTreeSet<u32> = pages.handled.iter().map(|one| one.number).collect();
-        let excused = |told: Instant| {
-            allowed.lost_between.is_some_and(|(from, to)| from <= told && told <= to)
+        let excused = |begun: Instant| {
+            allowed.lost_between.is_some_and(|(from, to)| from <= begun && begun <= to)
         };
-        let missing = |(number, told): (&u32, &Instant)| {
-            (!handled.contains(number) && !excused(*told)).then_some(*number)
+        let missing = |(number, begun): (&u32, &Instant)| {
+            (!handled.contains(number) && !excused(*begun)).then_some(*number)
         };
         pages.told.iter().filter_map(missing).collect()
     }
