@@ -16,8 +16,9 @@ use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
 use crate::rig::{GROUP, epoch, keyring, state};
 
-/// The goal is one second. A test machine may be busy with ten other servers.
-pub const RECOVERY_MAX: Duration = Duration::from_secs(3);
+/// The goal is one second, and what was measured stands in `docs/oona.md`. A test machine may be busy
+/// with ten other servers.
+pub const RECOVERY_MAX: Duration = Duration::from_secs(10);
 /// Nothing here takes longer unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two messages, and between two looks at the book.

@@ -98,7 +98,8 @@ async fn a_blocking_read_holds_nobody_up(rig: Rig) {
         _ = idle.recv() => unreachable!("nothing was sent there"),
         () = work => {}
     }
-    assert!(since.elapsed() < block / 8, "took {:?}", since.elapsed());
+    // On a shared connection each of a hundred commands could wait that long.
+    assert!(since.elapsed() < block, "took {:?}", since.elapsed());
 }
 
 /// Pitfall: a response time-out kills a blocked reader.
