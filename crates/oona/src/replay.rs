@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use leyline::wire::{BusEnvelope, BusMessageType};
-use prost::Message as _;
 
 use crate::attributes;
 use crate::bus::Bus;
 use crate::dead_letter::{DeadLetter, Mark};
-use crate::entry::{EntryId, PAYLOAD, SIGNATURE};
+use crate::entry::EntryId;
 use crate::error::LogError;
 use crate::log::Replayed;
+use crate::seal::Sealed;
 use crate::stream::Stream;
 
 /// Places remembered in [`attributes::REPLAYED_FROM`]; the oldest are forgotten.
@@ -85,8 +85,7 @@ pub enum ReplayError {
 /// A dead letter that can be replayed: verified, sealed anew, not yet sent.
 struct Revived {
     stream: Stream,
-    payload: Vec<u8>,
-    signature: String,
+    sealed: Sealed,
 }
 
 impl Bus {
@@ -98,13 +97,9 @@ impl Bus {
     /// [`ReplayError`]; the dead letter then stays where it was, unless the log did not answer.
     pub async fn replay(&self, id: EntryId) -> Result<(Stream, EntryId), ReplayError> {
         let letter = self.dead_letter(id).await?.ok_or(ReplayError::NotFound { id })?;
-        let Revived { stream, payload, signature } = self.revive(&letter)?;
-        let fields: [(&[u8], &[u8]); 2] = [
-            (PAYLOAD.as_bytes(), payload.as_slice()),
-            (SIGNATURE.as_bytes(), signature.as_bytes()),
-        ];
+        let Revived { stream, sealed } = self.revive(&letter)?;
         let (dead, origin) = (self.name(Stream::DeadLetter), self.name(stream));
-        match self.0.log.replay(dead, id, origin, &fields).await? {
+        match self.0.log.replay(dead, id, origin, &sealed.fields()).await? {
             Replayed::Appended(entry) => {
                 self.0.metrics.count_replayed(stream);
                 tracing::info!(%stream, dead_letter = %id, %entry, "dead letter replayed");
@@ -148,40 +143,35 @@ impl Bus {
         let envelope = BusEnvelope {
             message_type: envelope.message_type,
             payload: envelope.payload.clone(),
-            attributes: self.revived_attributes(letter, &envelope.attributes, stream),
+            attributes: revived_attributes(letter, &envelope.attributes),
         };
-        let payload = envelope.encode_to_vec();
-        let signature = self.0.keyring.sign(&payload);
-        let (bytes, bytes_max) = (payload.len() + signature.len(), self.0.config.message_bytes_max);
+        let sealed = self.stamp(envelope, stream);
+        let (bytes, bytes_max) = (sealed.len(), self.0.config.message_bytes_max);
         if bytes > bytes_max {
             return Err(ReplayError::Oversize { id, bytes, bytes_max });
         }
-        Ok(Revived { stream, payload, signature })
+        Ok(Revived { stream, sealed })
     }
+}
 
-    /// What was there stays; nonce, time, stream and key are new, and where it was is added.
-    fn revived_attributes(
-        &self,
-        letter: &DeadLetter,
-        before: &BTreeMap<String, String>,
-        stream: Stream,
-    ) -> BTreeMap<String, String> {
-        let mut after = before.clone();
-        after.extend([
-            (attributes::ID.to_owned(), uuid::Uuid::now_v7().to_string()),
-            (attributes::ISSUED_AT_MS.to_owned(), leyline::time::now_unix_ms().to_string()),
-            (attributes::STREAM.to_owned(), self.name(stream).to_owned()),
-            (attributes::KEY_ID.to_owned(), self.0.keyring.current_id().to_string()),
-            (attributes::REPLAYS.to_owned(), (letter.replays() + 1).to_string()),
-        ]);
-        let mut places: Vec<&str> = before
-            .get(attributes::REPLAYED_FROM)
-            .map(|places| places.split(' ').collect())
-            .unwrap_or_default();
-        let place = letter.origin_entry.unwrap_or(letter.entry.id).to_string();
-        places.push(&place);
-        let places = &places[places.len().saturating_sub(PLACES_MAX)..];
-        after.insert(attributes::REPLAYED_FROM.to_owned(), places.join(" "));
-        after
-    }
+/// What was there stays; the nonce is new, and where it was is added. Time, stream and key come with
+/// the stamp.
+fn revived_attributes(
+    letter: &DeadLetter,
+    before: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let mut after = before.clone();
+    after.extend([
+        (attributes::ID.to_owned(), uuid::Uuid::now_v7().to_string()),
+        (attributes::REPLAYS.to_owned(), (letter.replays() + 1).to_string()),
+    ]);
+    let mut places: Vec<&str> = before
+        .get(attributes::REPLAYED_FROM)
+        .map(|places| places.split(' ').collect())
+        .unwrap_or_default();
+    let place = letter.origin_entry.unwrap_or(letter.entry.id).to_string();
+    places.push(&place);
+    let places = &places[places.len().saturating_sub(PLACES_MAX)..];
+    after.insert(attributes::REPLAYED_FROM.to_owned(), places.join(" "));
+    after
 }

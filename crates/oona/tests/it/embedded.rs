@@ -54,6 +54,7 @@ async fn a_damaged_file_is_named() {
     std::fs::write(path, "no log at all").unwrap();
     let error = Bus::open(rig.config.clone(), keyring(), Metrics::detached()).await.unwrap_err();
     assert!(error.to_string().contains("log.redb"), "{error}");
+    assert!(matches!(error, BusError::Damaged { .. }), "what to do is said by its kind: {error:?}");
 }
 
 #[tokio::test]

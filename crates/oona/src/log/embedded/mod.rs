@@ -215,7 +215,10 @@ impl Shared {
         lock: Option<lock::Lock>,
     ) -> Result<Self, BusError> {
         let damaged = |path: &Path, source| match source {
-            redb::Error::Io(source) => BusError::Open { path: path.to_owned(), source },
+            // What the store says to a file that is none of its own.
+            redb::Error::Io(source) if source.kind() != std::io::ErrorKind::InvalidData => {
+                BusError::Open { path: path.to_owned(), source }
+            }
             source => BusError::Damaged { path: path.to_owned(), source: Arc::new(source) },
         };
         let mut db = open_store(&*disk).map_err(|error| damaged(&path, error))?;
