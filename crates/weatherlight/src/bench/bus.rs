@@ -65,10 +65,10 @@ pub(super) async fn measure(redis_url: Option<&str>) -> Result<Vec<Figure>, BusB
 }
 
 /// A directory of our own below the system's temporary one, removed when dropped.
-struct Scratch(std::path::PathBuf);
+pub(crate) struct Scratch(pub(crate) std::path::PathBuf);
 
 impl Scratch {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let name = format!("weatherlight-bench-{}", uuid::Uuid::new_v4());
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path)?;

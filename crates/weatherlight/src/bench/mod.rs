@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use bus::BusBenchError;
+pub(crate) use bus::Scratch;
 
 /// One figure. Lower is better.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -1,14 +1,12 @@
 //! `weatherlight bus bench`.
 
-use std::io;
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 use oona::bench::{self, Options, Part, PrivateServer, Quick, Row, Spawner};
 use serde::Serialize;
 
 use super::failure::Failure;
 use super::{Global, runtime, table};
+use crate::bench::Scratch;
 
 /// What to measure, and how long.
 #[derive(Debug, Clone, Args)]
@@ -155,24 +153,5 @@ impl<'a> Line<'a> {
             met: row.met,
             conditions: &row.conditions,
         }
-    }
-}
-
-/// A directory of our own below the system's temporary one, removed when dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> io::Result<Self> {
-        let name = format!("weatherlight-bus-bench-{}", uuid::Uuid::new_v4());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What cannot be removed now is the system's to clear away.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

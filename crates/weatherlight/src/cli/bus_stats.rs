@@ -1,12 +1,13 @@
 //! `weatherlight bus stats`: how the bus stands.
 
+use nissa::Health;
 use nissa::bus::{GroupView, StandingView};
-use nissa::{BreakerState, Health};
 use serde::Serialize;
 
 use super::bus_desk::Desk;
 use super::failure::Failure;
 use super::table::{self, ago, plain};
+use super::workers::breakers;
 use crate::client;
 use crate::settings::EsperSettings;
 
@@ -116,19 +117,6 @@ fn consumers(standing: &StandingView) -> String {
                 ]);
             }
         }
-    }
-    rows.to_string()
-}
-
-fn breakers(health: &Health) -> String {
-    let mut rows = table::with_columns(&["breaker", "state"]);
-    for breaker in &health.breakers {
-        let state = match breaker.state {
-            BreakerState::Closed => "closed",
-            BreakerState::HalfOpen => "half-open",
-            BreakerState::Open => "open",
-        };
-        rows.add_row([breaker.name.as_str(), state]);
     }
     rows.to_string()
 }

@@ -139,7 +139,8 @@ fn workers(health: &Health) -> String {
     rows.to_string()
 }
 
-fn breakers(health: &Health) -> String {
+/// The breakers, also for `bus stats`.
+pub(super) fn breakers(health: &Health) -> String {
     let mut rows = table::with_columns(&["breaker", "state"]);
     for breaker in &health.breakers {
         let state = match breaker.state {
