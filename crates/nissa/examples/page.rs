@@ -370,6 +370,7 @@ fn health(scene: &str, beat_ms: u64) -> Health {
                 heartbeat_age_ms: Some((beat_ms + index as u64 * 83) % 1000),
                 last_phase: Some((*phase).to_owned()),
                 depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),
+                ..WorkerHealth::new("", state)
             }
         })
         .collect();

@@ -10,6 +10,8 @@ pub const CONTROL_QUEUE_LEN_MAX: usize = 8;
 pub enum WorkerAction {
     /// Stop it if it runs, forget its failures, start it now. Revives a parked one.
     Restart,
+    /// Stop it, and start it only when an operator restarts it. Refused for critical workers.
+    Park,
 }
 
 /// Why the supervisor refused.
@@ -24,6 +26,14 @@ pub enum ControlRefused {
     /// The service is stopping and starts nothing any more.
     #[error("the service is stopping")]
     Stopping,
+    /// It must not be parked: the service does not live without it.
+    #[error(
+        "{name} is critical: the service does not live without it; restart it, or stop the service"
+    )]
+    Critical {
+        /// The name that was asked for.
+        name: String,
+    },
 }
 
 /// One request, with the way back.

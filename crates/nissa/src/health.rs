@@ -43,7 +43,7 @@ pub enum WorkerState {
     Running,
     /// It failed and waits for its next start.
     BackingOff,
-    /// It failed too often; only an operator starts it again.
+    /// It failed too often, or an operator parked it; only an operator starts it again.
     Parked,
     /// It ended because the service stops.
     Stopped,
@@ -54,8 +54,14 @@ pub enum WorkerState {
 pub struct RecentRestart {
     /// When, in seconds since the process began, as [`Health::uptime_s`] counts.
     pub uptime_s: f64,
-    /// Why it ended.
+    /// The same moment in milliseconds since 1970, by this machine's clock as it goes now.
+    #[serde(default)]
+    pub unix_ms: u64,
+    /// Why it ended, in one line.
     pub reason: String,
+    /// The same as a list: what was seen first, then its cause, then that one's cause.
+    #[serde(default)]
+    pub causes: Vec<String>,
 }
 
 /// One worker as the supervisor sees it.
@@ -79,8 +85,43 @@ pub struct WorkerHealth {
     pub heartbeat_age_ms: Option<u64>,
     /// What it said it was doing at its last heartbeat.
     pub last_phase: Option<String>,
+    /// The message, request or blueprint that it was working on then, if it said so.
+    #[serde(default)]
+    pub last_about: Option<String>,
+    /// Silent for longer than these milliseconds in this phase, it counts as hung.
+    #[serde(default)]
+    pub heartbeat_budget_ms: Option<u64>,
+    /// Milliseconds from the end of its task to the first heartbeat of the next one at its last
+    /// restart, without the backoff; `None` before the first restart.
+    #[serde(default)]
+    pub last_restart_ms: Option<f64>,
+    /// What is lost while it does not run, as a short sentence: `kernels are not served`.
+    #[serde(default)]
+    pub function: String,
     /// Names of what must run before it.
     pub depends_on: Vec<String>,
+}
+
+impl WorkerHealth {
+    /// A worker of which nothing is known but its name and state.
+    pub fn new(name: impl Into<String>, state: WorkerState) -> Self {
+        Self {
+            name: name.into(),
+            state,
+            critical: false,
+            restarts: 0,
+            backoff_s: 0.0,
+            last_error: None,
+            recent_restarts: Vec::new(),
+            heartbeat_age_ms: None,
+            last_phase: None,
+            last_about: None,
+            heartbeat_budget_ms: None,
+            last_restart_ms: None,
+            function: String::new(),
+            depends_on: Vec::new(),
+        }
+    }
 }
 
 /// State of a circuit breaker.
@@ -131,7 +172,8 @@ pub struct LaneHealth {
 pub struct Health {
     /// Whether every function is there.
     pub system_mode: SystemMode,
-    /// The functions that are missing, in words a person understands; empty when operational.
+    /// The functions that are missing, in words a person understands: first what does not work,
+    /// then why. Empty when operational.
     pub lost: Vec<String>,
     /// Where the process stands in its life.
     pub phase: ProcessPhase,

@@ -82,6 +82,7 @@ pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> 
         .route("/v1/dlq/purge", post(bus::purge))
         .route("/v1/dlq/{id}", get(bus::letter))
         .route("/v1/workers/{name}/restart", post(restart))
+        .route("/v1/workers/{name}/park", post(park))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(shared.clone(), guard))
         .with_state(shared)
@@ -150,17 +151,41 @@ async fn restart(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    if let Err(reason) = authorise(&shared.config, &headers) {
-        tracing::warn!(worker = %name, %reason, "restart refused");
+    change(shared, name, &headers, WorkerAction::Restart).await
+}
+
+async fn park(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    change(shared, name, &headers, WorkerAction::Park).await
+}
+
+/// Hands an operator's wish on to the supervisor, and its answer back.
+async fn change(
+    shared: Shared,
+    name: String,
+    headers: &HeaderMap,
+    action: WorkerAction,
+) -> Response {
+    let asked = match action {
+        WorkerAction::Restart => "restart",
+        WorkerAction::Park => "park",
+    };
+    if let Err(reason) = authorise(&shared.config, headers) {
+        tracing::warn!(worker = %name, %reason, asked, "change of a worker refused");
         return refuse(&shared, reason);
     }
-    tracing::info!(worker = %name, "restart asked for over http");
-    match shared.control.ask(name.clone(), WorkerAction::Restart).await {
-        Ok(()) => (StatusCode::ACCEPTED, Json(json!({ "worker": name }))).into_response(),
+    match shared.control.ask(name.clone(), action).await {
+        Ok(()) => {
+            (StatusCode::ACCEPTED, Json(json!({ "worker": name, "asked": asked }))).into_response()
+        }
         Err(refused) => {
             let status = match refused {
                 ControlRefused::UnknownWorker { .. } => StatusCode::NOT_FOUND,
                 ControlRefused::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+                ControlRefused::Critical { .. } => StatusCode::CONFLICT,
             };
             (status, Json(json!({ "error": refused.to_string() }))).into_response()
         }

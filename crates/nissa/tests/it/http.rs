@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nissa::{
     BreakerHealth, BreakerState, ControlRefused, Health, HttpConfig, LaneHealth, RecentRestart,
-    SystemMode, Token, WorkerHealth, WorkerState,
+    SystemMode, Token, WorkerAction, WorkerHealth, WorkerState,
 };
 
 use crate::support::{ask, get, healthy, serve};
@@ -55,10 +55,16 @@ async fn health_is_the_whole_picture() {
             restarts: 4,
             backoff_s: 2.5,
             last_error: Some("disk full".to_owned()),
-            recent_restarts: vec![RecentRestart { uptime_s: 12.5, reason: "disk full".to_owned() }],
+            recent_restarts: vec![RecentRestart {
+                uptime_s: 12.5,
+                unix_ms: 1_700_000_000_000,
+                reason: "write: disk full".to_owned(),
+                causes: vec!["write".to_owned(), "disk full".to_owned()],
+            }],
             heartbeat_age_ms: None,
             last_phase: Some("compiling".to_owned()),
             depends_on: vec!["urza".to_owned()],
+            ..WorkerHealth::new("", WorkerState::Running)
         }],
         breakers: vec![BreakerHealth { name: "publish".to_owned(), state: BreakerState::HalfOpen }],
         lanes: vec![LaneHealth { stream: "oona.normal".to_owned(), depth: 7 }],
@@ -71,7 +77,8 @@ async fn health_is_the_whole_picture() {
         assert_eq!(json["system_mode"], "degraded");
         assert_eq!(json["workers"][0]["state"], "backing_off");
         assert_eq!(json["workers"][0]["recent_restarts"][0]["uptime_s"], 12.5);
-        assert_eq!(json["workers"][0]["recent_restarts"][0]["reason"], "disk full");
+        assert_eq!(json["workers"][0]["recent_restarts"][0]["reason"], "write: disk full");
+        assert_eq!(json["workers"][0]["recent_restarts"][0]["causes"][1], "disk full");
         assert_eq!(json["alerts_active"], 0);
         let read: Health = serde_json::from_str(&answer.body).unwrap();
         assert_eq!(Health { at: picture.at, ..read }, picture);
@@ -126,7 +133,12 @@ async fn the_page_is_one_file_that_talks_to_nobody_else() {
 
 #[tokio::test]
 async fn a_change_needs_the_token() {
-    let path = "/v1/workers/urza.prefetch/restart";
+    for path in ["/v1/workers/urza.prefetch/restart", "/v1/workers/urza.prefetch/park"] {
+        changes_only_with_the_token(path).await;
+    }
+}
+
+async fn changes_only_with_the_token(path: &'static str) {
     serve(HttpConfig::default(), |server| async move {
         let bearer = format!("Bearer {TOKEN}");
         let off = ask(server.address, "POST", path, &[("authorization", &bearer)]).await;
@@ -154,17 +166,22 @@ async fn a_change_needs_the_token() {
 async fn with_the_token_the_supervisor_is_asked() {
     serve(with_token(), |mut server| async move {
         let bearer = format!("Bearer {TOKEN}");
-        for (name, answer, status) in [
-            ("urza.prefetch", Ok(()), 202),
-            ("nobody", Err(ControlRefused::UnknownWorker { name: "nobody".to_owned() }), 404),
-            ("late", Err(ControlRefused::Stopping), 503),
+        let (restart, park) = (WorkerAction::Restart, WorkerAction::Park);
+        let critical = || ControlRefused::Critical { name: "urza.prefetch".to_owned() };
+        for (name, action, answer, status) in [
+            ("urza.prefetch", restart, Ok(()), 202),
+            ("nobody", restart, Err(ControlRefused::UnknownWorker { name: "nobody".into() }), 404),
+            ("late", restart, Err(ControlRefused::Stopping), 503),
+            ("tezzeret.forge", park, Ok(()), 202),
+            ("urza.prefetch", park, Err(critical()), 409),
         ] {
-            let path = format!("/v1/workers/{name}/restart");
+            let verb = if action == park { "park" } else { "restart" };
+            let path = format!("/v1/workers/{name}/{verb}");
             let headers = [("authorization", bearer.as_str())];
             let asked = ask(server.address, "POST", &path, &headers);
             let answered = async {
                 let request = server.requests.recv().await.unwrap();
-                assert_eq!(request.worker, name);
+                assert_eq!((request.worker.as_str(), request.action), (name, action));
                 request.answer.send(answer).unwrap();
             };
             let (response, ()) = tokio::join!(asked, answered);

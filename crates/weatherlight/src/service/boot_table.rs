@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
 use super::emergency::{REROUTED_LEN_MAX, Receiver, SIGNALS_LEN_MAX};
+use super::functions;
 use super::metrics::AllMetrics;
 use super::parts::{GROUP, Parts};
 use super::probe::Probe;
@@ -47,7 +48,8 @@ pub(super) fn row(
     build: Build,
 ) -> Row {
     let heartbeat_budget = settings.heartbeat_budget;
-    Row { name, criticality, depends_on, heartbeat_budget, stop_group, build }
+    let function = functions::lost_without(name);
+    Row { name, criticality, depends_on, heartbeat_budget, stop_group, function, build }
 }
 
 /// What the HTTP endpoint is made of. It is started before anything is opened.

@@ -6,6 +6,7 @@
 
 pub mod boot_table;
 mod emergency;
+mod functions;
 mod metrics;
 mod parts;
 mod probe;

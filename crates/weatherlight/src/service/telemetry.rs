@@ -257,16 +257,10 @@ mod tests {
 
     fn health(state: WorkerState) -> Health {
         let worker = WorkerHealth {
-            name: "urza.prefetch".into(),
-            state,
             critical: true,
             restarts: 2,
             backoff_s: 0.5,
-            last_error: None,
-            recent_restarts: vec![],
-            heartbeat_age_ms: None,
-            last_phase: None,
-            depends_on: vec![],
+            ..WorkerHealth::new("urza.prefetch", state)
         };
         let forge = BreakerHealth { name: "tezzeret.forge".into(), state: BreakerState::HalfOpen };
         let breakers = vec![forge];

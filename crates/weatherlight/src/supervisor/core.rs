@@ -36,6 +36,8 @@ pub struct Spec {
     pub depends_on: Vec<WorkerId>,
     /// Groups stop in descending order.
     pub stop_group: u8,
+    /// What is lost while it does not run, as a short sentence.
+    pub function: &'static str,
 }
 
 /// How the process ends.
@@ -68,31 +70,50 @@ impl Exit {
 pub enum Cause {
     /// It returned without being asked to.
     Returned,
-    /// It returned an error; the chain of causes.
-    Failed(String),
+    /// It returned an error: its text, then that of its cause, and so on.
+    Failed(Vec<String>),
     /// It panicked; the message.
     Panicked(String),
     /// It missed its heartbeat.
     Hung {
         /// Where it was last seen.
         phase: &'static str,
+        /// What it was working on.
+        about: Option<String>,
         /// How long ago.
         age: Duration,
     },
-    /// An operator asked for it.
+    /// An operator asked for a restart.
     Operator,
+    /// An operator asked that it stay down.
+    Parked,
+}
+
+impl Cause {
+    /// What was seen first, then its cause, then that one's cause.
+    pub fn chain(&self) -> Vec<String> {
+        match self {
+            Self::Failed(chain) => chain.clone(),
+            other => vec![other.to_string()],
+        }
+    }
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Returned => f.write_str("returned without being asked to"),
-            Self::Failed(error) => f.write_str(error),
+            Self::Failed(chain) => f.write_str(&chain.join(": ")),
             Self::Panicked(message) => write!(f, "panicked: {message}"),
-            Self::Hung { phase, age } => {
-                write!(f, "hung: last seen in phase {phase:?} {:.1} s ago", age.as_secs_f64())
+            Self::Hung { phase, about, age } => {
+                write!(f, "hung: last seen in phase {phase:?} {:.1} s ago", age.as_secs_f64())?;
+                match about {
+                    Some(about) => write!(f, ", working on {about}"),
+                    None => Ok(()),
+                }
             }
             Self::Operator => f.write_str("restarted by an operator"),
+            Self::Parked => f.write_str("parked by an operator"),
         }
     }
 }
@@ -107,7 +128,7 @@ pub enum Life {
         /// Since when.
         since: Duration,
     },
-    /// It was told to end and will be started again.
+    /// It was told to end; what happens then depends on why.
     Ending {
         /// Since when its task ran.
         since: Duration,
@@ -123,7 +144,7 @@ pub enum Life {
         /// When that is.
         until: Duration,
     },
-    /// It failed too often.
+    /// It failed too often, or an operator wants it down.
     Parked,
     /// The service stops and this worker was told.
     Stopping,
@@ -165,11 +186,15 @@ pub enum Event {
         worker: WorkerId,
         /// Where it was last seen.
         phase: &'static str,
+        /// What it was working on.
+        about: Option<String>,
         /// How long ago.
         age: Duration,
     },
     /// An operator asks for a restart.
     Restart(WorkerId),
+    /// An operator asks that it stop and stay down. A critical worker is left alone.
+    Park(WorkerId),
     /// The time has come that [`Core::deadline`] named.
     Tick,
     /// The service is to stop with this exit. A second one aborts what is left.
@@ -196,7 +221,7 @@ pub enum Effect {
     },
     /// The worker failed and starts again after this time.
     BacksOff(WorkerId, Duration),
-    /// The worker failed too often and stays down.
+    /// The worker failed too often, or an operator parked it, and stays down.
     Park(WorkerId),
     /// A critical worker failed too often; the stop has begun.
     Escalate(WorkerId),
@@ -268,10 +293,11 @@ impl Core {
         match event {
             Event::Boot(id) => self.boot(at, id, &mut effects),
             Event::Ended(id, cause) => self.ended(at, jitter, id, cause, &mut effects),
-            Event::Overdue { worker, phase, age } => {
-                self.end_to_restart(at, worker, Cause::Hung { phase, age }, &mut effects);
+            Event::Overdue { worker, phase, about, age } => {
+                self.end(at, worker, Cause::Hung { phase, about, age }, &mut effects);
             }
             Event::Restart(id) => self.restart(at, id, &mut effects),
+            Event::Park(id) => self.park(at, id, &mut effects),
             Event::Tick => self.tick(at, jitter, &mut effects),
             Event::Stop(exit) => self.stop(at, exit, &mut effects),
         }
@@ -321,8 +347,16 @@ impl Core {
                 self.note(at, id, cause);
                 self.start_again(at, id, effects);
             }
+            Cause::Parked => self.stay_down(at, id, effects),
             cause => self.failed(at, jitter, id, since, cause, effects),
         }
+    }
+
+    /// As an operator wants it.
+    fn stay_down(&mut self, at: Duration, id: WorkerId, effects: &mut Vec<Effect>) {
+        self.note(at, id, Cause::Parked);
+        self.workers[id].life = Life::Parked;
+        effects.push(Effect::Park(id));
     }
 
     fn failed(
@@ -378,13 +412,8 @@ impl Core {
         }
     }
 
-    fn end_to_restart(
-        &mut self,
-        at: Duration,
-        id: WorkerId,
-        cause: Cause,
-        effects: &mut Vec<Effect>,
-    ) {
+    /// Tells a worker to end while the service runs on.
+    fn end(&mut self, at: Duration, id: WorkerId, cause: Cause, effects: &mut Vec<Effect>) {
         // While draining, the drain's own deadline is what a hung worker runs into.
         if let Life::Running { since } = self.workers[id].life
             && !self.is_draining()
@@ -401,12 +430,34 @@ impl Core {
         }
         self.workers[id].history.forget();
         match self.workers[id].life {
-            Life::Running { .. } => self.end_to_restart(at, id, Cause::Operator, effects),
+            Life::Running { .. } => self.end(at, id, Cause::Operator, effects),
             Life::BackingOff { .. } | Life::Parked => {
                 self.note(at, id, Cause::Operator);
                 self.start_again(at, id, effects);
             }
-            Life::Planned | Life::Ending { .. } | Life::Stopping | Life::Stopped => {}
+            // It ends already; the last wish counts.
+            Life::Ending { .. } => self.change_cause(at, id, Cause::Operator),
+            Life::Planned | Life::Stopping | Life::Stopped => {}
+        }
+    }
+
+    fn park(&mut self, at: Duration, id: WorkerId, effects: &mut Vec<Effect>) {
+        if self.is_draining() || self.workers[id].spec.criticality == Criticality::Critical {
+            return;
+        }
+        match self.workers[id].life {
+            Life::Running { .. } => self.end(at, id, Cause::Parked, effects),
+            Life::BackingOff { .. } => self.stay_down(at, id, effects),
+            Life::Ending { .. } => self.change_cause(at, id, Cause::Parked),
+            Life::Planned | Life::Parked | Life::Stopping | Life::Stopped => {}
+        }
+    }
+
+    /// Of a worker that ends already. Why it was ended first is kept among the reasons.
+    fn change_cause(&mut self, at: Duration, id: WorkerId, wish: Cause) {
+        if let Life::Ending { cause, .. } = &mut self.workers[id].life {
+            let before = std::mem::replace(cause, wish);
+            self.note(at, id, before);
         }
     }
 

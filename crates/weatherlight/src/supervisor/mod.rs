@@ -16,5 +16,5 @@ pub mod signals;
 pub use self::core::{Cause, Core, Criticality, Effect, Event, Exit, Life, Spec, WorkerId};
 pub use picture::{BusPicture, Identity};
 pub use restart::{History, RestartPolicy, Verdict};
-pub use row::{Build, Context, Row, WorkerError, WorkerFuture, build, chain};
+pub use row::{Build, Context, Row, WorkerError, WorkerFuture, build, causes, chain};
 pub use runner::{Boot, BootFailure, Handle, Reload, Setup, Supervisor};

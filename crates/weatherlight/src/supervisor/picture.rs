@@ -1,6 +1,6 @@
 //! The supervisor's picture of itself, as `/healthz` and `weatherlight status` show it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nissa::{
     BreakerHealth, Health, KeyHealth, LaneHealth, ProcessPhase, RecentRestart, SystemMode,
@@ -35,9 +35,11 @@ pub struct Identity {
     pub log: String,
 }
 
-/// Takes the picture at `at` since the service began. `heartbeats` are those of living tasks.
+/// Takes the picture at `at` since the service began, which was at `began`. `heartbeats` are those
+/// of living tasks.
 pub(super) fn take(
     at: Duration,
+    began: SystemTime,
     core: &Core,
     heartbeats: &[Option<Heartbeat>],
     phase: ProcessPhase,
@@ -48,7 +50,7 @@ pub(super) fn take(
         .workers()
         .iter()
         .zip(heartbeats)
-        .map(|(worker, heartbeat)| worker_health(at, core, worker, heartbeat.as_ref()))
+        .map(|(worker, heartbeat)| worker_health(at, began, core, worker, heartbeat.as_ref()))
         .collect();
     let lost = lost(&workers, bus);
     let reasons = reasons(&workers, phase, bus);
@@ -71,6 +73,7 @@ pub(super) fn take(
 
 fn worker_health(
     at: Duration,
+    began: SystemTime,
     core: &Core,
     worker: &Worker,
     heartbeat: Option<&Heartbeat>,
@@ -85,7 +88,9 @@ fn worker_health(
     };
     let restart = |(at, cause): &(Duration, Cause)| RecentRestart {
         uptime_s: at.as_secs_f64(),
+        unix_ms: unix_ms(began + *at),
         reason: cause.to_string(),
+        causes: cause.chain(),
     };
     let name_of = |id: &usize| core.workers()[*id].spec.name.to_owned();
     WorkerHealth {
@@ -99,8 +104,17 @@ fn worker_health(
         heartbeat_age_ms: heartbeat
             .map(|heartbeat| u64::try_from(heartbeat.age().as_millis()).unwrap_or(u64::MAX)),
         last_phase: heartbeat.map(|heartbeat| heartbeat.phase().to_owned()),
+        last_about: None,
+        heartbeat_budget_ms: None,
+        last_restart_ms: None,
+        function: worker.spec.function.to_owned(),
         depends_on: worker.spec.depends_on.iter().map(name_of).collect(),
     }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn lost(workers: &[WorkerHealth], bus: &BusPicture) -> Vec<String> {
@@ -111,7 +125,9 @@ fn lost(workers: &[WorkerHealth], bus: &BusPicture) -> Vec<String> {
             WorkerState::Starting | WorkerState::Running | WorkerState::Stopped => return None,
         };
         let reason = worker.last_error.as_deref().unwrap_or("unknown reason");
-        Some(format!("{} {word}: {reason}", worker.name))
+        let what = format!("{} {word}: {reason}", worker.name);
+        let function = worker.function.as_str();
+        Some(if function.is_empty() { what } else { format!("{function}: {what}") })
     });
     let log = bus.failure.iter().map(|failure| format!("the log does not answer: {failure}"));
     down.chain(log).chain(bus.paused.iter().cloned()).collect()

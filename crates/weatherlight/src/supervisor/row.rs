@@ -42,8 +42,17 @@ pub struct Row {
     pub heartbeat_budget: Duration,
     /// Groups stop in descending order; what is told to stop last has the lowest.
     pub stop_group: u8,
+    /// What is lost while it does not run, as a short sentence: `kernels are not served`.
+    pub function: &'static str,
     /// Makes the worker.
     pub build: Build,
+}
+
+impl Row {
+    /// Says what is lost while the worker does not run.
+    pub fn losing(self, function: &'static str) -> Self {
+        Self { function, ..self }
+    }
 }
 
 impl std::fmt::Debug for Row {
@@ -67,15 +76,20 @@ where
 
 /// An error with its causes, in one line.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    causes(error).join(": ")
+}
+
+/// An error's text, then that of its cause, and so on. A cause that the text before it ends with
+/// is not repeated.
+pub fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut texts = vec![error.to_string()];
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+        let text = cause.to_string();
+        if texts.last().is_none_or(|before| !before.ends_with(&text)) {
+            texts.push(text);
         }
         source = cause.source();
     }
-    text
+    texts
 }

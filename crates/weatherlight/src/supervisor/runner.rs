@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nissa::{ControlRefused, ControlRequest, Health, ProcessPhase, WorkerAction};
 use oona::Heartbeat;
@@ -16,16 +16,18 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::core::{Cause, Core, Effect, Event, Exit, Life, Spec, WorkerId};
+use super::core::{Cause, Core, Criticality, Effect, Event, Exit, Life, Spec, WorkerId};
 use super::notify::Notifier;
 use super::panics::{self, WORKER};
 use super::picture::{self, BusPicture, Identity};
 use super::restart::RestartPolicy;
-use super::row::{Context, Row, WorkerError, chain};
+use super::row::{Context, Row, WorkerError, causes, chain};
 
 /// How often heartbeats are looked at and the picture is taken: a hung worker is noticed within
 /// its budget plus this.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// A machine's clock that moved by more than this against the monotonic one was stepped.
+const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
 /// Orders that may wait. They come from signals and the command line.
 const ORDERS_LEN_MAX: usize = 8;
 
@@ -118,6 +120,7 @@ pub struct Supervisor {
     owners: HashMap<Id, WorkerId>,
     dependency_restarts: Vec<watch::Sender<u64>>,
     began: Instant,
+    began_at: SystemTime,
     phase: ProcessPhase,
     orders: mpsc::Receiver<Order>,
     health: watch::Sender<Health>,
@@ -152,6 +155,7 @@ impl Supervisor {
             owners: HashMap::new(),
             dependency_restarts: Vec::new(),
             began: Instant::now(),
+            began_at: SystemTime::now(),
             phase: ProcessPhase::Booting,
             orders,
             health,
@@ -265,6 +269,7 @@ impl Supervisor {
                 criticality: row.criticality,
                 depends_on,
                 stop_group: row.stop_group,
+                function: row.function,
             });
             self.rows.push(row);
             self.tasks.push(None);
@@ -318,9 +323,18 @@ impl Supervisor {
             }
             Effect::Park(id) => {
                 let (worker, reason) = (self.rows[id].name, self.last_reason(id));
+                if self.last_cause(id) == Some(&Cause::Parked) {
+                    tracing::info!(
+                        worker,
+                        lost = self.rows[id].function,
+                        "worker is parked; revive it with `weatherlight workers restart {worker}`"
+                    );
+                    return None;
+                }
                 tracing::error!(
                     worker,
                     reason,
+                    lost = self.rows[id].function,
                     "worker failed too often and is parked; revive it with `weatherlight workers restart {worker}`"
                 );
             }
@@ -335,9 +349,23 @@ impl Supervisor {
         None
     }
 
+    fn last_cause(&self, id: WorkerId) -> Option<&Cause> {
+        self.core.workers()[id].reasons.back().map(|(_, cause)| cause)
+    }
+
     fn last_reason(&self, id: WorkerId) -> String {
-        let reasons = &self.core.workers()[id].reasons;
-        reasons.back().map(|(_, cause)| cause.to_string()).unwrap_or_default()
+        self.last_cause(id).map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// When the service began, by the machine's clock as it goes now: it may have been stepped
+    /// since, and then every time that is shown moves with it.
+    fn began_at(&mut self) -> SystemTime {
+        let now = SystemTime::now() - self.began.elapsed();
+        let apart = now.duration_since(self.began_at).unwrap_or_else(|before| before.duration());
+        if apart > CLOCK_STEP_MIN {
+            self.began_at = now;
+        }
+        self.began_at
     }
 
     fn start(&mut self, id: WorkerId) {
@@ -365,7 +393,9 @@ impl Supervisor {
             let is_running = matches!(self.core.workers()[id].life, Life::Running { .. });
             if is_running && age > self.rows[id].heartbeat_budget && !self.core.is_draining() {
                 tracing::error!(worker = self.rows[id].name, phase, ?age, "worker is hung");
-                if let Some(exit) = self.decide(Event::Overdue { worker: id, phase, age }) {
+                if let Some(exit) =
+                    self.decide(Event::Overdue { worker: id, phase, about: None, age })
+                {
                     return Some(exit);
                 }
             }
@@ -382,6 +412,15 @@ impl Supervisor {
                 tracing::info!(worker = self.rows[id].name, "restart asked for");
                 (Ok(()), self.decide(Event::Restart(id)))
             }
+            (Some(id), WorkerAction::Park)
+                if self.rows[id].criticality == Criticality::Critical =>
+            {
+                (Err(ControlRefused::Critical { name: request.worker }), None)
+            }
+            (Some(id), WorkerAction::Park) => {
+                tracing::info!(worker = self.rows[id].name, "parking asked for");
+                (Ok(()), self.decide(Event::Park(id)))
+            }
         };
         // Whoever asked may have gone; the action has begun all the same.
         let _ = request.answer.send(answer);
@@ -396,8 +435,9 @@ impl Supervisor {
             .map(|task| task.as_ref().map(|task| task.heartbeat.clone()))
             .collect();
         let bus = self.bus.borrow().clone();
-        let at = self.began.elapsed();
-        let health = picture::take(at, &self.core, &heartbeats, self.phase, &bus, &self.identity);
+        let (at, began) = (self.began.elapsed(), self.began_at());
+        let health =
+            picture::take(at, began, &self.core, &heartbeats, self.phase, &bus, &self.identity);
         self.notifier.status(&status_line(&health));
         let is_alive = health.ready || self.phase != ProcessPhase::Running;
         if is_alive {
@@ -429,13 +469,13 @@ fn ended_because(ended: Result<(Id, Result<(), WorkerError>), JoinError>) -> (Id
         Ok((id, Ok(()))) => (id, Cause::Returned),
         Ok((id, Err(error))) => {
             let error: &(dyn Error + 'static) = error.as_ref();
-            (id, Cause::Failed(chain(error)))
+            (id, Cause::Failed(causes(error)))
         }
         Err(error) => {
             let id = error.id();
             match error.try_into_panic() {
                 Ok(payload) => (id, Cause::Panicked(panics::message(payload.as_ref()))),
-                Err(_) => (id, Cause::Failed("its task was aborted".to_owned())),
+                Err(_) => (id, Cause::Failed(vec!["its task was aborted".to_owned()])),
             }
         }
     }

@@ -14,6 +14,7 @@ fn core(specs: &[(Criticality, u8)]) -> Core {
             criticality: *criticality,
             depends_on,
             stop_group: *stop_group,
+            function: "",
         });
     }
     for id in 0..specs.len() {
@@ -23,7 +24,7 @@ fn core(specs: &[(Criticality, u8)]) -> Core {
 }
 
 fn fail(core: &mut Core, at: Duration, id: WorkerId) -> Vec<Effect> {
-    core.handle(at, 1.0, Event::Ended(id, Cause::Failed("x".into())))
+    core.handle(at, 1.0, Event::Ended(id, Cause::Failed(vec!["x".into()])))
 }
 
 #[test]
@@ -83,14 +84,22 @@ fn a_hopeless_critical_worker_stops_the_service_in_order() {
 #[test]
 fn a_hung_worker_is_cancelled_then_aborted_then_abandoned() {
     let mut core = core(&[(Criticality::Parkable, 0)]);
-    let overdue = Event::Overdue { worker: 0, phase: "handling", age: SECOND * 11 };
+    let overdue = Event::Overdue {
+        worker: 0,
+        phase: "handling",
+        about: Some("1-0".into()),
+        age: SECOND * 11,
+    };
     assert_eq!(core.handle(SECOND, 0.0, overdue.clone()), [Effect::Cancel(0)]);
     assert_eq!(core.handle(SECOND, 0.0, overdue), [], "it is being ended already");
     assert_eq!(core.handle(SECOND + END_GRACE, 0.0, Event::Tick), [Effect::Abort(0)]);
     let effects = core.handle(SECOND + END_GRACE * 2, 0.0, Event::Tick);
     assert_eq!(effects, [Effect::Abandon(0), Effect::BacksOff(0, Duration::ZERO)]);
     let (_, cause) = core.workers()[0].reasons.back().unwrap();
-    assert_eq!(cause.to_string(), "hung: last seen in phase \"handling\" 11.0 s ago");
+    assert_eq!(
+        cause.to_string(),
+        "hung: last seen in phase \"handling\" 11.0 s ago, working on 1-0"
+    );
 }
 
 #[test]
@@ -217,7 +226,7 @@ impl World {
 
     fn end(&mut self, id: usize) -> Result<(), TestCaseError> {
         self.alive[id] = false;
-        self.take(0.3, Event::Ended(id, Cause::Failed("random".into())))
+        self.take(0.3, Event::Ended(id, Cause::Failed(vec!["random".into()])))
     }
 }
 
@@ -249,7 +258,7 @@ proptest! {
                 Step::Fail(id) if id < count && world.alive[id] => world.end(id)?,
                 Step::Hang(id) if id < count => {
                     let age = Duration::from_secs(11);
-                    world.take(0.5, Event::Overdue { worker: id, phase: "p", age })?;
+                    world.take(0.5, Event::Overdue { worker: id, phase: "p", about: None, age })?;
                 }
                 Step::Restart(id) if id < count => world.take(0.5, Event::Restart(id))?,
                 Step::Pass(ms) => world.pass(world.now + Duration::from_millis(ms))?,

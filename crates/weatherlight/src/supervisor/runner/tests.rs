@@ -16,7 +16,15 @@ where
     R: Future<Output = Result<(), Gone>> + Send + 'static,
 {
     let heartbeat_budget = Duration::from_secs(10);
-    Row { name, criticality, depends_on: &[], heartbeat_budget, stop_group, build: build(make) }
+    Row {
+        name,
+        criticality,
+        depends_on: &[],
+        heartbeat_budget,
+        stop_group,
+        function: "",
+        build: build(make),
+    }
 }
 
 /// Beats until it is stopped.
@@ -122,13 +130,20 @@ async fn a_hopeless_worker_is_parked_and_revived_by_an_operator() {
         let broken = seen.load(Ordering::Relaxed);
         async move { if broken { Err(Gone) } else { healthy(context).await } }
     };
-    let mut service = service(vec![], booted(vec![row("a", Criticality::Parkable, 0, fails)]));
+    let mut service = service(
+        vec![],
+        booted(vec![row("a", Criticality::Parkable, 0, fails).losing("nothing is written")]),
+    );
     let parked = |health: &Health| {
         health.workers.first().is_some_and(|worker| worker.state == WorkerState::Parked)
     };
     let health = service.drive(parked).await;
     assert_eq!(health.system_mode, nissa::SystemMode::Degraded);
-    assert!(health.lost[0].contains("a is parked: the disk is gone"), "{:?}", health.lost);
+    assert!(
+        health.lost[0] == "nothing is written: a is parked: the disk is gone",
+        "{:?}",
+        health.lost
+    );
     let recent = &worker(&health, "a").recent_restarts;
     assert_eq!(recent.len() as u64, worker(&health, "a").restarts + 1, "{recent:?}");
     assert!(recent.iter().all(|restart| restart.reason == "the disk is gone"), "{recent:?}");
@@ -148,6 +163,40 @@ async fn a_hopeless_worker_is_parked_and_revived_by_an_operator() {
     };
     let last = worker(&health, "a").recent_restarts.last().unwrap();
     assert_eq!(last.reason, "restarted by an operator");
+    assert_eq!(service.end().await, Exit::Clean);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_parks_a_worker_and_cannot_park_a_critical_one() {
+    let rows = vec![
+        row("a", Criticality::Parkable, 0, healthy).losing("nothing is written"),
+        row("b", Criticality::Critical, 0, healthy),
+    ];
+    let mut service = service(vec![], booted(rows));
+    service.drive(|health| health.ready).await;
+    let control = service.control.clone();
+    let asking = async {
+        let refused = control.ask("b".into(), WorkerAction::Park).await.unwrap_err();
+        assert_eq!(refused, ControlRefused::Critical { name: "b".into() });
+        control.ask("a".into(), WorkerAction::Park).await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let parked = |health: &Health| worker(health, "a").state == WorkerState::Parked;
+    let health = tokio::select! {
+        () = asking => unreachable!("it asks for ever"),
+        health = service.drive(parked) => health,
+    };
+    assert_eq!(health.lost, ["nothing is written: a is parked: parked by an operator"]);
+    assert!(health.ready);
+    // An hour later it still is.
+    let began = Instant::now();
+    let later = |_: &Health| began.elapsed() > Duration::from_secs(3600);
+    let health = service.drive(later).await;
+    assert_eq!(
+        (worker(&health, "a").state, worker(&health, "a").restarts),
+        (WorkerState::Parked, 0)
+    );
+    assert_eq!(worker(&health, "b").state, WorkerState::Running);
     assert_eq!(service.end().await, Exit::Clean);
 }
 
