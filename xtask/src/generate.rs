@@ -53,7 +53,15 @@ fn all(root: &Path) -> Result<Vec<Generated>> {
     Ok(files)
 }
 
-/// `docs/settings.md` and `.env.example`, written by the program into a directory of their own.
+/// What comes from the table of settings.
+const SETTINGS_PAGES: [&str; 4] = [
+    "docs/settings.md",
+    ".env.example",
+    "weatherlight.example.toml",
+    "docs/weatherlight.schema.json",
+];
+
+/// The pages of the settings, written by the program into a directory of their own.
 fn settings_pages(root: &Path) -> Result<Vec<Generated>> {
     let out = std::env::temp_dir().join(format!("weatherlight-gen-{}", std::process::id()));
     fs::create_dir_all(out.join("docs"))?;
@@ -67,7 +75,7 @@ fn settings_pages(root: &Path) -> Result<Vec<Generated>> {
         let text = fs::read_to_string(out.join(path)).with_context(|| format!("no {path}"))?;
         Ok(Generated { path: PathBuf::from(path), text })
     };
-    let pages = vec![read("docs/settings.md")?, read(".env.example")?];
+    let pages = SETTINGS_PAGES.into_iter().map(read).collect::<Result<_>>()?;
     fs::remove_dir_all(&out)?;
     Ok(pages)
 }

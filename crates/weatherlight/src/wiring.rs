@@ -9,7 +9,7 @@ use crate::settings::EsperSettings;
 /// The bus's settings.
 pub fn bus_config(settings: &EsperSettings) -> oona::Config {
     let log = match &settings.redis_url {
-        Some(url) => oona::LogChoice::Redis { url: url.clone() },
+        Some(url) => oona::LogChoice::Redis { url: url.expose().to_owned() },
         None => oona::LogChoice::Embedded { path: settings.state_dir.join("oona/log.redb") },
     };
     let bands = oona::Config { depth_max: settings.oona_queue_depth_max, ..Default::default() }
@@ -77,7 +77,7 @@ pub fn keyring(settings: &EsperSettings) -> Option<Keyring> {
 /// When the catalogue's URL cannot be used.
 pub fn library_config(settings: &EsperSettings) -> Result<urza::Config, urza::ConfigFault> {
     Ok(urza::Config {
-        catalogue: urza::CatalogueUrl::parse(&settings.urza_database_url)?,
+        catalogue: urza::CatalogueUrl::parse(settings.urza_database_url.expose())?,
         artifact_dir: settings.urza_artifact_dir.clone(),
         cache_ttl: settings.urza_cache_ttl,
         ..urza::Config::default()

@@ -7,7 +7,7 @@ use crate::bench;
 pub(super) fn run(global: &Global) -> Result<u8, Failure> {
     let settings = global.load()?.settings;
     let figures = runtime()?
-        .block_on(bench::run(settings.redis_url.as_deref()))
+        .block_on(bench::run(settings.redis_url.as_ref().map(|url| url.expose())))
         .map_err(|error| Failure::software(&error))?;
     if global.json {
         table::print_json(&figures);

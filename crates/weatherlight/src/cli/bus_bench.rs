@@ -63,7 +63,8 @@ impl PartName {
 }
 
 pub(super) fn run(global: &Global, arguments: &Arguments) -> Result<u8, Failure> {
-    let redis_url = global.load()?.settings.redis_url.clone();
+    let redis_url = global.load()?.settings.redis_url;
+    let redis_url = redis_url.map(|url| url.expose().to_owned());
     let scratch = Scratch::new().map_err(|error| Failure::software(&error))?;
     let rows = runtime()?.block_on(measure(redis_url, arguments, &scratch, global))?;
     if global.json {

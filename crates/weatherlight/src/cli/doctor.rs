@@ -21,8 +21,8 @@ pub(super) fn run(global: &Global) -> Result<u8, Failure> {
         table::print_json(&findings.0.iter().map(finding).collect::<Vec<_>>());
     } else {
         let mut rows = table::with_columns(&["check", "verdict", "finding", "what to do"]);
-        for unknown in &resolved.unknown {
-            rows.add_row(["settings", "warning", &unknown.to_string(), "correct or remove it"]);
+        for warning in &resolved.warnings {
+            rows.add_row(["settings", "warning", &warning.to_string(), "correct or remove it"]);
         }
         for finding in &findings.0 {
             rows.add_row([

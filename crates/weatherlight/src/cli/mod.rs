@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::logging::LogFormat;
-use crate::settings::{Resolved, Sources, resolve};
+use crate::settings::{Faults, Resolved, Sources, resolve};
 use crate::training::Ask;
 
 pub use failure::Failure;
@@ -89,9 +89,15 @@ impl Global {
     /// # Errors
     /// A configuration failure that lists every fault.
     pub fn load(&self) -> Result<Resolved, Failure> {
-        let sources = Sources::gather(self.config.as_deref(), &self.overrides)
-            .map_err(|fault| Failure::configuration(fault.to_string()))?;
-        resolve(&sources).map_err(|faults| Failure::configuration(faults.to_string()))
+        self.resolve().map_err(|faults| Failure::configuration(faults.to_string()))
+    }
+
+    /// The same, with the faults one by one.
+    ///
+    /// # Errors
+    /// Every fault of the settings.
+    pub fn resolve(&self) -> Result<Resolved, Faults> {
+        resolve(&Sources::gather(self.config.as_deref(), &self.overrides))
     }
 }
 

@@ -57,8 +57,8 @@ pub(super) fn start_logging(
     let level = logging::start(&settings.log_level, format, screen)
         .map_err(|error| Failure::configuration(format!("{error:#}")))?;
     panics::install_hook();
-    for unknown in &resolved.unknown {
-        tracing::warn!(origin = %unknown.origin, "{}", unknown.problem);
+    for warning in &resolved.warnings {
+        tracing::warn!(origin = %warning.origin, "{}", warning.problem);
     }
     Ok(level)
 }
@@ -75,13 +75,14 @@ pub(super) fn reload(global: Global, mut before: Resolved, level: LogLevel) -> R
             }
         };
         for (old, new) in before.in_force.iter().zip(&now.in_force) {
-            if old.shown == new.shown {
+            if old.value == new.value {
                 continue;
             }
             let setting = new.definition.env;
             match new.definition.reload {
                 When::Live => tracing::info!(setting, value = new.shown, "setting took effect"),
                 When::Restart => tracing::warn!(setting, "changed setting needs a restart"),
+                When::Never => tracing::warn!(setting, "changed setting has no effect"),
             }
         }
         if let Err(error) = level.set(&now.settings.log_level) {

@@ -125,7 +125,7 @@ pub async fn check(settings: &EsperSettings) -> (Findings, Port) {
     match &settings.redis_url {
         Some(url) => {
             let config = crate::wiring::bus_config(settings);
-            findings.extend(redis_log::check(url, &config).await);
+            findings.extend(redis_log::check(url.expose(), &config).await);
         }
         None => findings.push(Finding::good("log", "embedded, for this process alone")),
     }
@@ -178,10 +178,7 @@ async fn catalogue(settings: &EsperSettings) -> Finding {
     match urza::Library::open(config, metrics).await {
         Ok(library) => {
             library.close().await;
-            Finding::good(
-                CHECK,
-                format!("{} opens and is migrated", crate::settings::masked_url(url)),
-            )
+            Finding::good(CHECK, format!("{} opens and is migrated", url.masked()))
         }
         Err(error) => {
             let error: &(dyn std::error::Error + 'static) = &error;

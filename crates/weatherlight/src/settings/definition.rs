@@ -5,23 +5,26 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::kind::{Kind, Value};
-use super::secret::SecretText;
+use super::secret::{SecretText, UrlText};
 
 /// When a changed value takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reload {
-    /// On SIGHUP.
+    /// When the settings are reloaded.
     Live,
     /// At the next start.
     Restart,
+    /// Never: it is accepted so that settings of older programs can be used as they are.
+    Never,
 }
 
 impl Reload {
     /// The word in the documentation.
     pub const fn word(self) -> &'static str {
         match self {
-            Self::Live => "SIGHUP",
+            Self::Live => "reload",
             Self::Restart => "restart",
+            Self::Never => "no effect",
         }
     }
 }
@@ -66,6 +69,7 @@ macro_rules! from_value {
 
 from_value! {
     String: Value::Text(text) => Some(text.clone());
+    UrlText: Value::Url(url) => Some(url.clone());
     PathBuf: Value::Path(path) => Some(path.clone());
     SocketAddr: Value::Address(address) => Some(*address);
     bool: Value::Switch(switch) => Some(*switch);

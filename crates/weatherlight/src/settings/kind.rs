@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::secret::SecretText;
+use super::secret::{SecretText, UrlText};
 
 /// The unit in which a plain number of a duration is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +54,8 @@ pub enum Kind {
     Address,
     /// `true` or `false` (also 1/0, yes/no, on/off).
     Switch,
-    /// A whole number.
-    Integer(u64, u64),
+    /// A whole number of what is named.
+    Count(&'static str, u64, u64),
     /// A decimal number.
     Number(f64, f64),
     /// A time span; a plain number counts in the unit, and `250ms`, `10s`, `5m`, `24h` are read too.
@@ -75,8 +75,10 @@ pub enum Kind {
 pub enum Value {
     /// Not set, and no default.
     Absent,
-    /// Text, URL, choice (in lower case) or log filter.
+    /// Text, choice (in lower case) or log filter.
     Text(String),
+    /// A URL, which may hold a password.
+    Url(UrlText),
     /// A path.
     Path(PathBuf),
     /// An address.
@@ -97,6 +99,32 @@ impl Kind {
     /// Whether the value may hold credentials between other things.
     pub(super) const fn is_url(&self) -> bool {
         matches!(self, Self::Url(_) | Self::RedisUrl)
+    }
+
+    /// Whether the value may stand in a file of its own, named by `NAME_FILE`, or be a credential of
+    /// the service manager: what is secret, or may hold a secret.
+    pub const fn may_stand_in_a_file(&self) -> bool {
+        self.is_secret() || self.is_url()
+    }
+
+    /// What a plain number counts: `ms`, `bytes`, `entries`; `None` where there is no number or it
+    /// has no unit.
+    pub const fn unit(&self) -> Option<&'static str> {
+        match self {
+            Self::Duration(unit, ..) => Some(unit.symbol()),
+            Self::Bytes(..) => Some("bytes"),
+            Self::Count(unit, ..) => Some(unit),
+            _ => None,
+        }
+    }
+
+    /// The least and the greatest value, both allowed, in its unit.
+    pub fn bounds(&self) -> Option<(f64, f64)> {
+        match *self {
+            Self::Duration(_, min, max) | Self::Number(min, max) => Some((min, max)),
+            Self::Bytes(min, max) | Self::Count(_, min, max) => Some((min as f64, max as f64)),
+            _ => None,
+        }
     }
 
     /// Whether the value must be kept out of every output.
@@ -135,7 +163,7 @@ impl Kind {
             Self::Path => "a path".into(),
             Self::Address => "an address with port (127.0.0.1:9100)".into(),
             Self::Switch => "true or false".into(),
-            Self::Integer(min, max) => format!("a whole number, {min} to {max}"),
+            Self::Count(unit, min, max) => format!("a whole number of {unit}, {min} to {max}"),
             Self::Number(min, max) => format!("a number, {min} to {max}"),
             Self::Duration(unit, min, max) => {
                 format!("a duration in {}, {min} to {max}", unit.symbol())
@@ -143,7 +171,7 @@ impl Kind {
             Self::Bytes(min, max) => format!("a size in bytes, {min} to {max}"),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::LogFilter => "a log level or filter (INFO, info,oona=debug)".into(),
-            Self::Secret => "a secret of at least 16 bytes".into(),
+            Self::Secret => "a secret".into(),
         }
     }
 
@@ -157,7 +185,7 @@ impl Kind {
         match *self {
             Self::Text => Some(Value::Text(text.to_owned())),
             Self::Url(schemes) => url(text, schemes),
-            Self::RedisUrl => oona::check_url(text).ok().map(|()| Value::Text(text.to_owned())),
+            Self::RedisUrl => oona::check_url(text).ok().map(|()| Value::Url(UrlText::new(text))),
             Self::Durability => {
                 let durabilities = text.parse::<oona::Durabilities>().ok()?;
                 Some(Value::Text(durabilities.to_string()))
@@ -165,7 +193,7 @@ impl Kind {
             Self::Path => Some(Value::Path(PathBuf::from(text))),
             Self::Address => text.parse().ok().map(Value::Address),
             Self::Switch => switch(text).map(Value::Switch),
-            Self::Integer(min, max) => {
+            Self::Count(_, min, max) => {
                 whole(text).filter(|n| (min..=max).contains(n)).map(Value::Integer)
             }
             Self::Number(min, max) => {
@@ -194,7 +222,7 @@ fn url(text: &str, schemes: &[&str]) -> Option<Value> {
     let (scheme, rest) = text.split_once(':')?;
     let known = schemes.iter().any(|known| known.eq_ignore_ascii_case(scheme));
     let has_target = !rest.trim_start_matches('/').is_empty();
-    (known && has_target).then(|| Value::Text(text.to_owned()))
+    (known && has_target).then(|| Value::Url(UrlText::new(text)))
 }
 
 fn switch(text: &str) -> Option<bool> {
@@ -282,9 +310,9 @@ mod tests {
 
     #[test]
     fn numbers_stay_inside_their_bounds() {
-        check(Kind::Integer(1, 10), "10", Some(Value::Integer(10)));
-        check(Kind::Integer(1, 10), "11", None);
-        check(Kind::Integer(1, 10), "1.5", None);
+        check(Kind::Count("turns", 1, 10), "10", Some(Value::Integer(10)));
+        check(Kind::Count("turns", 1, 10), "11", None);
+        check(Kind::Count("turns", 1, 10), "1.5", None);
         check(Kind::Number(0.0, 1.0), "0.25", Some(Value::Number(0.25)));
         check(Kind::Number(0.0, 1.0), "NaN", None);
     }
@@ -301,7 +329,7 @@ mod tests {
     #[test]
     fn a_url_needs_a_known_scheme_and_a_target() {
         let kind = Kind::Url(&["redis", "rediss"]);
-        check(kind, "redis://localhost/0", Some(Value::Text("redis://localhost/0".into())));
+        check(kind, "redis://localhost/0", Some(Value::Url(UrlText::new("redis://localhost/0"))));
         check(kind, "http://localhost", None);
         check(kind, "redis://", None);
         check(kind, "localhost:6379", None);
@@ -316,7 +344,7 @@ mod tests {
             "redis-sentinel://a,b:26380/main/0",
             "rediss-cluster://a,b",
         ] {
-            check(Kind::RedisUrl, url, Some(Value::Text(url.into())));
+            check(Kind::RedisUrl, url, Some(Value::Url(UrlText::new(url))));
         }
         for url in ["localhost", "redis-sentinel://a,b", "redis-cluster://a/3", "http://h"] {
             check(Kind::RedisUrl, url, None);

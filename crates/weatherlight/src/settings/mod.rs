@@ -8,6 +8,7 @@
 mod definition;
 pub mod docs;
 mod fault;
+mod file;
 mod kind;
 mod resolve;
 mod rules;
@@ -16,11 +17,12 @@ mod source;
 mod table;
 
 pub use definition::{Definition, Reload};
-pub use fault::{Fault, Faults, Origin, Problem};
+pub use fault::{Fault, Faults, Origin, Party, Problem};
+pub use file::FileProblem;
 pub use kind::{Kind, Unit, Value};
 pub use resolve::{InForce, Resolved, resolve};
-pub use secret::{MASK, SecretText, masked_url};
-pub use source::{DEFAULT_FILE, Sources};
+pub use secret::{MASK, SecretText, UrlText, masked_url};
+pub use source::{DEFAULT_FILE, DOTENV_FILE, Sources};
 pub use table::{DEFINITIONS, EsperSettings};
 
 use definition::FromValue;

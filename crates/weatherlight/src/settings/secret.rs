@@ -35,12 +35,6 @@ impl fmt::Debug for SecretText {
     }
 }
 
-impl fmt::Display for SecretText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(MASK)
-    }
-}
-
 impl PartialEq for SecretText {
     /// In constant time for texts of equal length.
     fn eq(&self, other: &Self) -> bool {
@@ -50,6 +44,64 @@ impl PartialEq for SecretText {
 }
 
 impl Eq for SecretText {}
+
+/// A URL, which may hold a password: wiped when dropped, shown only with the password masked, and
+/// whole only by the one method whose name says so.
+#[derive(Clone)]
+pub struct UrlText(Zeroizing<String>);
+
+impl UrlText {
+    /// Takes the text; white space around it is not part of it.
+    pub fn new(text: &str) -> Self {
+        Self(Zeroizing::new(text.trim().to_owned()))
+    }
+
+    /// The whole URL, for the one place that opens it. Never print or log what this returns.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The URL with its passwords masked.
+    pub fn masked(&self) -> String {
+        masked_url(&self.0)
+    }
+}
+
+impl fmt::Debug for UrlText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked())
+    }
+}
+
+impl PartialEq for UrlText {
+    /// In constant time for texts of equal length.
+    fn eq(&self, other: &Self) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for UrlText {}
+
+/// Compiles only as long as `$type` has none of the traits: with one of them, two implementations of
+/// `Ambiguous` would fit.
+macro_rules! cannot_be_printed {
+    ($($type:ty)+) => {
+        $(const _: fn() = || {
+            trait Ambiguous<A> {
+                fn must_not_be_printable() {}
+            }
+            struct Displayed;
+            struct Serialised;
+            impl<T: ?Sized> Ambiguous<()> for T {}
+            impl<T: ?Sized + fmt::Display> Ambiguous<Displayed> for T {}
+            impl<T: ?Sized + serde::Serialize> Ambiguous<Serialised> for T {}
+            let _ = <$type as Ambiguous<_>>::must_not_be_printable;
+        };)+
+    };
+}
+
+cannot_be_printed! { SecretText UrlText leyline::sign::Secret leyline::sign::Keyring nissa::Token }
 
 /// A URL with the passwords in it, in front of the hosts or behind the question mark, replaced by
 /// the mask.
@@ -86,8 +138,15 @@ mod tests {
     #[test]
     fn a_secret_is_never_shown() {
         let secret = SecretText::new(" correct horse battery ");
-        assert_eq!(format!("{secret} {secret:?}"), format!("{MASK} {MASK}"));
+        assert_eq!(format!("{secret:?}"), MASK);
         assert_eq!(secret.expose(), "correct horse battery");
+    }
+
+    #[test]
+    fn a_url_shows_itself_without_its_password() {
+        let url = UrlText::new("redis://me:hunter2@h/0");
+        assert_eq!(format!("{url:?}"), format!("redis://me:{MASK}@h/0"));
+        assert!(url == url.clone() && url != UrlText::new("redis://me:hunter3@h/0"));
     }
 
     #[test]

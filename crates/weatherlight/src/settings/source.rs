@@ -1,18 +1,21 @@
 //! Where the settings' texts come from, and finding one setting's text in each source.
 
-use std::io;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use toml_edit::{Document, Item, TableLike};
 
 use super::definition::Definition;
 use super::fault::{Fault, Origin, Problem, nearest};
+use super::file::{self, FileProblem, SETTINGS_BYTES_MAX};
 use super::table::DEFINITIONS;
 
 /// The settings file that is read when none is named and it exists.
 pub const DEFAULT_FILE: &str = "weatherlight.toml";
+/// The file with variables that is read where it exists.
+pub const DOTENV_FILE: &str = ".env";
 /// Variables with these prefixes are ours; an unknown one is reported.
-const PREFIXES: [&str; 9] = [
+const PREFIXES: [&str; 11] = [
     "OONA_",
     "URZA_",
     "TEZZERET_",
@@ -22,65 +25,100 @@ const PREFIXES: [&str; 9] = [
     "TOLARIA_",
     "WEATHERLIGHT_",
     "KERNEL_",
+    "ESPER_",
+    "LEYLINE_",
 ];
 
 /// The raw texts of all sources, read once.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The settings file's path and content.
     pub file: Option<(PathBuf, String)>,
     /// The `.env` file's path and content.
     pub dotenv: Option<(PathBuf, String)>,
+    /// The directory in which the service manager keeps credentials, a file for each.
+    pub credentials: Option<PathBuf>,
     /// The environment.
     pub environment: Vec<(String, String)>,
     /// `--set NAME=VALUE` arguments.
     pub overrides: Vec<String>,
+    /// Those of the files above that every user of the machine may read.
+    pub open_to_all: Vec<PathBuf>,
+    /// What could not be read.
+    pub faults: Vec<Fault>,
+}
+
+impl std::fmt::Debug for Sources {
+    /// Paths only: any of the texts may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources")
+            .field("file", &self.file.as_ref().map(|(path, _)| path))
+            .field("dotenv", &self.dotenv.as_ref().map(|(path, _)| path))
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Sources {
     /// Reads the settings file (`config`, else `weatherlight.toml` where it exists), `.env` and
-    /// the environment of this process.
-    ///
-    /// # Errors
-    /// A fault when a file that is named or exists cannot be read.
-    pub fn gather(config: Option<&Path>, overrides: &[String]) -> Result<Self, Fault> {
-        let file = match config {
-            Some(path) => Some((path.to_owned(), read(path)?)),
-            None => read_if_there(Path::new(DEFAULT_FILE))?,
+    /// the environment of this process. What cannot be read is among the faults.
+    pub fn gather(config: Option<&Path>, overrides: &[String]) -> Self {
+        let mut sources = Self { overrides: overrides.to_vec(), ..Self::default() };
+        sources.file = match config {
+            Some(path) => sources.read(path, Absence::Fault),
+            None => sources.read(Path::new(DEFAULT_FILE), Absence::Allowed),
         };
-        Ok(Self {
-            file,
-            dotenv: read_if_there(Path::new(".env"))?,
-            environment: std::env::vars_os()
-                .filter_map(|(name, value)| {
-                    Some((name.into_string().ok()?, value.into_string().ok()?))
-                })
-                .collect(),
-            overrides: overrides.to_vec(),
-        })
+        sources.dotenv = sources.read(Path::new(DOTENV_FILE), Absence::Allowed);
+        sources.credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        for (name, value) in std::env::vars_os() {
+            sources.take_variable(name, value);
+        }
+        sources
+    }
+
+    fn read(&mut self, path: &Path, absence: Absence) -> Option<(PathBuf, String)> {
+        match file::read(path, SETTINGS_BYTES_MAX) {
+            Ok(file) => {
+                if file.is_open_to_all {
+                    self.open_to_all.push(path.to_owned());
+                }
+                Some((path.to_owned(), file.text))
+            }
+            Err(FileProblem::Missing) if absence == Absence::Allowed => None,
+            Err(problem) => {
+                self.faults.push(Fault {
+                    origin: Origin::File { path: path.to_owned(), line: 1, column: 1 },
+                    problem: Problem::Unreadable { path: path.display().to_string(), problem },
+                });
+                None
+            }
+        }
+    }
+
+    /// A variable whose name is no text is nobody's setting; one of ours must have a text as value.
+    fn take_variable(&mut self, name: OsString, value: OsString) {
+        let Ok(name) = name.into_string() else { return };
+        match value.into_string() {
+            Ok(value) => self.environment.push((name, value)),
+            Err(_) if is_ours(&name) => self.faults.push(Fault {
+                origin: Origin::Environment { name: name.clone() },
+                problem: Problem::NotText { name },
+            }),
+            Err(_) => {}
+        }
     }
 }
 
-fn read(path: &Path) -> Result<String, Fault> {
-    std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))
+/// What it means that a file is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absence {
+    Allowed,
+    Fault,
 }
 
-fn read_if_there(path: &Path) -> Result<Option<(PathBuf, String)>, Fault> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some((path.to_owned(), text))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(path, &error)),
-    }
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> Fault {
-    Fault {
-        origin: Origin::File { path: path.to_owned(), line: 1, column: 1 },
-        problem: Problem::Unreadable {
-            path: path.display().to_string(),
-            message: error.to_string(),
-        },
-    }
+/// Whether a variable is a setting, or looks as if it was meant for one.
+fn is_ours(name: &str) -> bool {
+    definition_of_variable(name).is_some() || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// One text found for a setting.
@@ -88,7 +126,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Fault {
 pub(super) struct Found {
     pub(super) definition: usize,
     pub(super) text: String,
-    /// The text is the path of a file that holds the secret.
+    /// The text is the path of a file that holds the value.
     pub(super) is_secret_file: bool,
     pub(super) origin: Origin,
 }
@@ -117,7 +155,7 @@ impl Harvest {
             }
             return;
         }
-        let fault = Fault { origin, problem: unknown(name, DEFINITIONS.iter().map(|row| row.env)) };
+        let fault = Fault { origin, problem: unknown(name, variables()) };
         if fault.origin == Origin::CommandLine {
             self.faults.push(fault);
         } else if PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
@@ -126,8 +164,33 @@ impl Harvest {
     }
 }
 
-fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Problem {
-    Problem::Unknown { name: name.to_owned(), nearest: nearest(name, known) }
+fn unknown(name: &str, known: Vec<String>) -> Problem {
+    let nearest = nearest(name, known.iter().map(String::as_str));
+    Problem::Unknown { name: name.to_owned(), nearest }
+}
+
+/// Every variable that is read.
+fn variables() -> Vec<String> {
+    let names = DEFINITIONS.iter().map(|row| row.env.to_owned());
+    names.chain(in_files().map(|row| format!("{}_FILE", row.env))).collect()
+}
+
+/// Every key and table of the settings file.
+fn keys() -> Vec<String> {
+    let mut keys: Vec<String> = DEFINITIONS.iter().map(|row| row.key.to_owned()).collect();
+    keys.extend(in_files().map(|row| format!("{}_file", row.key)));
+    keys.extend(DEFINITIONS.iter().filter_map(|row| Some(row.key.split_once('.')?.0.to_owned())));
+    keys
+}
+
+/// The settings that may stand in a file of their own.
+fn in_files() -> impl Iterator<Item = &'static Definition> {
+    DEFINITIONS.iter().filter(|row| row.kind.may_stand_in_a_file())
+}
+
+/// Where a setting with this name stands in the table, whose value may stand in a file.
+fn in_file(is_named: impl Fn(&Definition) -> bool) -> Option<usize> {
+    DEFINITIONS.iter().position(|row| row.kind.may_stand_in_a_file() && is_named(row))
 }
 
 fn definition_of_variable(name: &str) -> Option<(usize, bool)> {
@@ -135,8 +198,7 @@ fn definition_of_variable(name: &str) -> Option<(usize, bool)> {
         return Some((index, false));
     }
     let secret = name.strip_suffix("_FILE")?;
-    let index = DEFINITIONS.iter().position(|row| row.env == secret && row.kind.is_secret())?;
-    Some((index, true))
+    Some((in_file(|row| row.env == secret)?, true))
 }
 
 fn definition_of_key(key: &str) -> Option<(usize, bool)> {
@@ -144,8 +206,20 @@ fn definition_of_key(key: &str) -> Option<(usize, bool)> {
         return Some((index, false));
     }
     let secret = key.strip_suffix("_file")?;
-    let index = DEFINITIONS.iter().position(|row| row.key == secret && row.kind.is_secret())?;
-    Some((index, true))
+    Some((in_file(|row| row.key == secret)?, true))
+}
+
+/// Credentials of the service manager: files that bear a setting's name.
+pub(super) fn credentials(directory: &Path) -> Harvest {
+    let mut harvest = Harvest::default();
+    for (definition, row) in DEFINITIONS.iter().enumerate() {
+        let path = directory.join(row.env);
+        if row.kind.may_stand_in_a_file() && path.exists() {
+            let (text, origin) = (path.display().to_string(), Origin::Credential { path });
+            harvest.found.push(Found { definition, text, is_secret_file: true, origin });
+        }
+    }
+    harvest
 }
 
 /// Variables of the process.
@@ -190,25 +264,31 @@ pub(super) fn dotenv(path: &Path, content: &str) -> Harvest {
             }
             Err(error) => {
                 let (line, column) = match &error {
-                    dotenvy::Error::LineParse(text, column) => (
-                        content.lines().position(|line| line == text).map_or(1, |i| i + 1),
-                        *column,
-                    ),
+                    dotenvy::Error::LineParse(text, column) => (line_with(content, text), *column),
                     _ => (1, 0),
                 };
                 harvest.fault(
                     Origin::File { path: path.to_owned(), line, column: column + 1 },
                     Problem::Syntax { message: "this line is not NAME=VALUE".into() },
                 );
-                break;
+                // After a line that cannot be read come others; after any other error nothing.
+                if !matches!(error, dotenvy::Error::LineParse(..)) {
+                    break;
+                }
             }
         }
     }
     harvest
 }
 
+/// The number of the line, from 1, with which a text of one or more lines begins.
+fn line_with(content: &str, text: &str) -> usize {
+    let first = text.lines().next().unwrap_or_default().trim();
+    content.lines().position(|line| line.trim() == first).map_or(1, |index| index + 1)
+}
+
 /// A settings file in TOML.
-pub(super) fn file(path: &Path, content: &str) -> Harvest {
+pub(super) fn toml(path: &Path, content: &str) -> Harvest {
     let mut harvest = Harvest::default();
     let at = |offset: usize| {
         let (line, column) = line_and_column(content, offset);
@@ -235,6 +315,8 @@ fn walk(table: &dyn TableLike, prefix: &str, at: &dyn Fn(usize) -> Origin, harve
         if let Some((index, is_secret_file)) = definition_of_key(&key) {
             let origin = at(item.span().map_or(key_offset, |span| span.start));
             match scalar(item, &DEFINITIONS[index]) {
+                // As with variables, an empty text says that it is not set.
+                Some(text) if text.is_empty() && DEFINITIONS[index].default.is_none() => {}
                 Some(text) => {
                     harvest.found.push(Found { definition: index, text, is_secret_file, origin })
                 }
@@ -248,8 +330,7 @@ fn walk(table: &dyn TableLike, prefix: &str, at: &dyn Fn(usize) -> Origin, harve
         match item.as_table_like() {
             Some(inner) if is_section => walk(inner, &key, at, harvest),
             _ => {
-                let known = DEFINITIONS.iter().map(|row| row.key);
-                harvest.fault(at(key_offset), unknown(&key, known));
+                harvest.fault(at(key_offset), unknown(&key, keys()));
             }
         }
     }
@@ -283,4 +364,31 @@ fn line_and_column(content: &str, offset: usize) -> (usize, usize) {
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt as _;
+
+    #[test]
+    fn a_setting_whose_value_is_no_text_is_a_fault_and_a_stranger_is_not() {
+        let broken = || OsString::from_vec(vec![0xff, 0xfe]);
+        let mut sources = Sources::default();
+        for name in ["REDIS_URL", "OONA_UNHEARD_OF", "SOMEBODY_ELSES"] {
+            sources.take_variable(name.into(), broken());
+        }
+        let named: Vec<_> = sources.faults.iter().map(|fault| fault.problem.setting()).collect();
+        assert_eq!(named, [Some("REDIS_URL"), Some("OONA_UNHEARD_OF")]);
+        assert!(sources.environment.is_empty());
+    }
+
+    #[test]
+    fn every_file_that_cannot_be_read_is_reported() {
+        let directory = tempfile::tempdir().unwrap();
+        let sources = Sources::gather(Some(directory.path()), &[]);
+        let problem = &sources.faults[0].problem;
+        let expected = FileProblem::Directory;
+        assert!(matches!(problem, Problem::Unreadable { problem, .. } if *problem == expected));
+    }
 }

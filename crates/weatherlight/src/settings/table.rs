@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::definition::settings;
 use super::kind::Kind::{
-    Address, Bytes, Choice, Durability, Duration as Span, Integer, LogFilter, Number, Path,
-    RedisUrl, Secret, Switch, Text, Url,
+    Address, Bytes, Choice, Count, Durability, Duration as Span, LogFilter, Number, Path, RedisUrl,
+    Secret, Switch, Text, Url,
 };
 use super::kind::Unit::{Hours, Milliseconds, Seconds};
-use super::secret::SecretText;
+use super::secret::{SecretText, UrlText};
 
 /// One day in milliseconds, the upper bound of most time spans.
 const DAY_MS: f64 = 86_400_000.0;
@@ -61,7 +61,7 @@ settings! {
             "How it is logged: `auto` is text on a terminal and JSON otherwise.";
     }
     "Message bus" {
-        redis_url: Option<String> = "REDIS_URL" "oona.redis_url"
+        redis_url: Option<UrlText> = "REDIS_URL" "oona.redis_url"
             RedisUrl, None, Restart,
             "Redis 7.0 or later, or Valkey, for several processes or machines. Unset: the embedded log, for this process alone.";
         redis_password: Option<SecretText> = "REDIS_PASSWORD" "oona.redis_password"
@@ -119,50 +119,50 @@ settings! {
             Span(Milliseconds, 1.0, DAY_MS), Some("60000"), Restart,
             "The same for requests for kernels.";
         kernel_nonce_cache_size: usize = "KERNEL_NONCE_CACHE_SIZE" "kernel.nonce_cache_size"
-            Integer(16, 1 << 24), Some("4096"), Restart,
-            "Known from older deployments and without effect: nonces are kept for as long as a copy could still be fresh, however many.";
+            Count("nonces", 16, 1 << 24), Some("4096"), Never,
+            "Accepted for older programs: nonces are kept for as long as a copy could still be fresh, however many.";
         oona_accept_legacy: bool = "OONA_ACCEPT_LEGACY" "oona.accept_legacy"
             Switch, Some("false"), Restart,
             "Admit signed messages without nonce and time, from programs that predate them. Weakens the protection against replay.";
         oona_attempts_max: u32 = "OONA_MAX_ATTEMPTS" "oona.max_attempts"
-            Integer(1, 100), Some("5"), Restart,
+            Count("deliveries", 1, 100), Some("5"), Restart,
             "Deliveries of one entry before it is moved to the dead-letter stream.";
         oona_claim_idle: Duration = "OONA_CLAIM_IDLE_MS" "oona.claim_idle_ms"
             Span(Milliseconds, 100.0, DAY_MS), Some("10000"), Restart,
             "Entries of a silent consumer are taken over after this. Below the time a handler takes, work is done twice.";
         oona_stream_len_max: u64 = "OONA_STREAM_LEN_MAX" "oona.stream_len_max"
-            Integer(100, 1_000_000_000), Some("100000"), Restart,
+            Count("entries", 100, 1_000_000_000), Some("100000"), Restart,
             "Stream length beyond which handled entries are trimmed.";
         oona_embedded_bytes_max: u64 = "OONA_EMBEDDED_MAX_BYTES" "oona.embedded_max_bytes"
-            Integer(16_777_216, 1_000_000_000_000_000), Some("4294967296"), Restart,
-            "How large the embedded log's file may grow, in bytes. Beyond it publishing is refused until something has been consumed and trimmed.";
+            Bytes(16 << 20, 1 << 49), Some("4GiB"), Restart,
+            "How large the embedded log's file may grow. Beyond it publishing is refused until something has been consumed and trimmed.";
         oona_queue_depth_max: u64 = "OONA_QUEUE_DEPTH_MAX" "oona.queue_depth_max"
-            Integer(1, 1_000_000_000), Some("10000"), Restart,
+            Count("entries", 1, 1_000_000_000), Some("10000"), Restart,
             "The unacknowledged backlog that counts as full.";
         oona_backpressure_threshold: Option<u64> = "OONA_BACKPRESSURE_THRESHOLD" "oona.backpressure_threshold"
-            Integer(1, 1_000_000_000), None, Restart,
+            Count("entries", 1, 1_000_000_000), None, Restart,
             "Backlog from which LOW, later NORMAL messages are refused. Unset: 75 % of OONA_QUEUE_DEPTH_MAX, 7500.";
         oona_emergency_threshold: Option<u64> = "OONA_EMERGENCY_THRESHOLD" "oona.emergency_threshold"
-            Integer(1, 1_000_000_000), None, Restart,
+            Count("entries", 1, 1_000_000_000), None, Restart,
             "Backlog from which HIGH and CRITICAL messages take the emergency lane. Unset: 50 % of OONA_QUEUE_DEPTH_MAX, 5000.";
         oona_spool_bytes_max: u64 = "OONA_SPOOL_MAX_BYTES" "oona.spool_max_bytes"
             Bytes(1 << 20, 1 << 40), Some("64MiB"), Restart,
             "Bytes of messages that wait on disk, in `WEATHERLIGHT_STATE_DIR/oona/spool`, while Redis is away. Beyond it publishing is refused. The file itself may be somewhat larger.";
         oona_spool_messages_max: u64 = "OONA_SPOOL_MAX_MESSAGES" "oona.spool_max_messages"
-            Integer(1, 100_000_000), Some("100000"), Restart,
+            Count("messages", 1, 100_000_000), Some("100000"), Restart,
             "Messages that wait there at once.";
         oona_recovery_depth: Option<u64> = "OONA_RECOVERY_DEPTH" "oona.recovery_depth"
-            Integer(1, 1_000_000_000), None, Restart,
+            Count("entries", 1, 1_000_000_000), None, Restart,
             "Backlog below which conservative mode ends: NORMAL and LOW messages, paused since the backlog passed the limit for NORMAL, go on. Unset: OONA_EMERGENCY_THRESHOLD, 5000.";
         oona_recovery_window: Duration = "OONA_RECOVERY_WINDOW_MS" "oona.recovery_window_ms"
             Span(Milliseconds, 0.0, DAY_MS), Some("2000"), Restart,
             "How long the backlog must have been below that.";
         oona_emergency_per_min: u32 = "OONA_EMERGENCY_MAX_PER_MIN" "oona.emergency_max_per_min"
-            Integer(1, 1_000_000), Some("120"), Restart,
+            Count("messages a minute", 1, 1_000_000), Some("120"), Restart,
             "Emergency messages a minute of one origin (a subsystem and its training run). Beyond it they are refused when published, and signals of other programs are handled as ordinary messages.";
     }
     "Library" {
-        urza_database_url: String = "URZA_DATABASE_URL" "urza.database_url"
+        urza_database_url: UrlText = "URZA_DATABASE_URL" "urza.database_url"
             Url(&["sqlite"]), Some("sqlite:///./var/urza/catalog.db"), Restart,
             "Database of the artifact catalogue.";
         urza_artifact_dir: PathBuf = "URZA_ARTIFACT_DIR" "urza.artifact_dir"
@@ -174,13 +174,13 @@ settings! {
     }
     "Forge" {
         tezzeret_jobs_max: usize = "TEZZERET_JOBS_MAX" "tezzeret.jobs_max"
-            Integer(1, 64), Some("2"), Restart,
+            Count("jobs", 1, 64), Some("2"), Restart,
             "Compile jobs at a time. Each keeps one core busy that training could use.";
         tezzeret_deadline: Duration = "TEZZERET_DEADLINE_S" "tezzeret.deadline_s"
             Span(Seconds, 1.0, 3600.0), Some("60"), Restart,
             "How long one attempt at compiling may take before it counts as failed.";
         tezzeret_attempts_max: u32 = "TEZZERET_ATTEMPTS_MAX" "tezzeret.attempts_max"
-            Integer(1, 10), Some("2"), Restart,
+            Count("attempts", 1, 10), Some("2"), Restart,
             "Attempts at one compile job before it is parked.";
     }
     "Seeds" {
@@ -214,10 +214,10 @@ settings! {
             Span(Hours, 0.01, 8760.0), Some("24"), Restart,
             "How long field reports are kept.";
         tamiyo_field_report_retries_max: u32 = "TAMIYO_FIELD_REPORT_MAX_RETRIES" "tamiyo.field_report_max_retries"
-            Integer(0, 1000), Some("3"), Restart,
+            Count("retries", 0, 1000), Some("3"), Restart,
             "How often publishing a field report is tried again.";
         tamiyo_observation_epochs: u32 = "TAMIYO_FR_OBS_WINDOW_EPOCHS" "tamiyo.fr_obs_window_epochs"
-            Integer(1, 10_000), Some("1"), Restart,
+            Count("epochs", 1, 10_000), Some("1"), Restart,
             "Epochs over which a command's effect is observed before it is reported.";
         tamiyo_retry_backoff: Duration = "TAMIYO_FR_RETRY_BACKOFF_MS" "tamiyo.fr_retry_backoff_ms"
             Span(Milliseconds, 1.0, DAY_MS), Some("1000"), Restart,
@@ -231,20 +231,20 @@ settings! {
             Path, Some("./var/tolaria/checkpoints"), Restart,
             "Where `demo` and `train` leave the weights they learnt: `RUN/checkpoint.safetensors`, which any safetensors library loads; its metadata names run, seed and epoch. A run cannot be continued from it. Nothing removes old ones.";
         tolaria_checkpoint_epochs: u32 = "TOLARIA_CHECKPOINT_EPOCHS" "tolaria.checkpoint_epochs"
-            Integer(0, 1_000_000), Some("25"), Restart,
+            Count("epochs", 0, 1_000_000), Some("25"), Restart,
             "Epochs after which that file is written anew; it always is when the run ends. 0 writes none at all.";
         tolaria_rollback_enabled: bool = "TOLARIA_ROLLBACK_ENABLED" "tolaria.rollback_enabled"
-            Switch, Some("false"), Restart,
-            "Has no effect yet, accepted for existing files: return to the last good checkpoint when the loss diverges.";
+            Switch, Some("false"), Never,
+            "Accepted for older programs: return to the last good checkpoint when the loss diverges.";
         tolaria_rollback_deadline: Duration = "TOLARIA_ROLLBACK_DEADLINE_MS" "tolaria.rollback_deadline_ms"
-            Span(Milliseconds, 1.0, 600_000.0), Some("250"), Restart,
-            "Has no effect yet, accepted for existing files: how long a rollback may take.";
+            Span(Milliseconds, 1.0, 600_000.0), Some("250"), Never,
+            "Accepted for older programs: how long a rollback may take.";
         tolaria_emergency_enabled: bool = "TOLARIA_EMERGENCY_ENABLED" "tolaria.emergency_enabled"
-            Switch, Some("false"), Restart,
-            "Has no effect yet, accepted for existing files: send an emergency signal when training fails.";
+            Switch, Some("false"), Never,
+            "Accepted for older programs: send an emergency signal when training fails.";
         tolaria_emergency_bypass_max: u32 = "TOLARIA_EMERGENCY_BYPASS_MAX_PER_MIN" "tolaria.emergency_bypass_max_per_min"
-            Integer(0, 100_000), Some("60"), Restart,
-            "Has no effect yet, accepted for existing files: emergency signals per minute and trainer.";
+            Count("signals a minute", 0, 100_000), Some("60"), Never,
+            "Accepted for older programs: emergency signals per minute and trainer.";
     }
     "Observability" {
         nissa_replica: Option<String> = "NISSA_REPLICA" "nissa.replica"
@@ -254,7 +254,7 @@ settings! {
             Number(0.0, 1.0), Some("0.7"), Restart,
             "Alert when the policy sees less than this share of its inputs.";
         nissa_coverage_samples: u32 = "NISSA_COVERAGE_ALERT_CONSECUTIVE" "nissa.coverage_alert_consecutive"
-            Integer(1, 1000), Some("3"), Restart,
+            Count("packets", 1, 1000), Some("3"), Restart,
             "Packets in a row below it before that alert is raised.";
         nissa_elevated_risk: f64 = "NISSA_BSDS_ELEVATED_RISK_THRESHOLD" "nissa.bsds_elevated_risk_threshold"
             Number(0.0, 1.0), Some("0.8"), Restart,
@@ -262,11 +262,11 @@ settings! {
         nissa_coverage_features: String = "NISSA_COVERAGE_FEATURE_KEYS" "nissa.coverage_feature_keys"
             Text, Some("global.loss,seed.learning_rate,edges.seed_param_allowed"), Restart,
             "Features whose coverage is exposed one by one, with commas between them; at most 16.";
-        elasticsearch_url: String = "ELASTICSEARCH_URL" "nissa.elasticsearch_url"
-            Url(HTTP), Some("http://localhost:9200"), Restart,
-            "Document store of older deployments; accepted and not used.";
-        prometheus_pushgateway: String = "PROMETHEUS_PUSHGATEWAY" "nissa.prometheus_pushgateway"
-            Url(HTTP), Some("http://localhost:9091"), Restart,
-            "Push gateway of older deployments; accepted and not used, Prometheus scrapes `/metrics`.";
+        elasticsearch_url: UrlText = "ELASTICSEARCH_URL" "nissa.elasticsearch_url"
+            Url(HTTP), Some("http://localhost:9200"), Never,
+            "Accepted for older programs: their document store.";
+        prometheus_pushgateway: UrlText = "PROMETHEUS_PUSHGATEWAY" "nissa.prometheus_pushgateway"
+            Url(HTTP), Some("http://localhost:9091"), Never,
+            "Accepted for older programs: their push gateway. Prometheus scrapes `/metrics`.";
     }
 }
