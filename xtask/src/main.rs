@@ -1,6 +1,8 @@
 //! Developer commands. `cargo xtask check` is the whole gate, here and in CI; `cargo xtask test`
 //! is the test command of the README and a part of it; `cargo xtask gen` writes every generated file.
 
+mod debian;
+mod deploy;
 mod fuzz;
 mod generate;
 mod levels;
@@ -42,6 +44,9 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Check the systemd unit, the container files, the Kubernetes example and the dashboards: by the
+    /// program's own tables, then by their own tools where those can be had.
+    Deploy,
     /// Write every generated file.
     Gen,
 }
@@ -52,6 +57,7 @@ fn main() -> Result<()> {
         Command::Check => check(&root),
         Command::Test { rest } => test(&root, &rest),
         Command::Fuzz { seconds } => fuzz::run(&root, seconds),
+        Command::Deploy => deploy::check(&root),
         Command::Gen => generate::write(&root),
     }
 }
@@ -67,6 +73,7 @@ fn check(root: &Path) -> Result<()> {
     step("format", || cargo(root, &["fmt", "--all", "--check"]))?;
     step("levels", || levels::check(root))?;
     step("licences", || licences::check(root))?;
+    step("deployment files", || deploy::check(root))?;
     step("lints", || {
         let lints = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
         cargo(root, &lints)

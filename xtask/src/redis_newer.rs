@@ -7,14 +7,12 @@
 //! system. They bring their own C library and are started through its loader. A server that cannot
 //! be had fails the run: nothing is skipped.
 
-use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::run::succeed;
+use crate::debian;
 
 /// What the two servers link, the C library included.
 const PACKAGES: [&str; 15] = [
@@ -34,9 +32,6 @@ const PACKAGES: [&str; 15] = [
     "libzstd1",
     "zlib1g",
 ];
-const RELEASE: &str = "trixie";
-const MIRROR: &str = "http://deb.debian.org/debian";
-const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Paths of servers that run.
 pub struct Newer {
@@ -61,7 +56,7 @@ pub fn servers(root: &Path, usual: &Path) -> Result<Newer> {
     if let (Some(redis), Some(valkey)) = (&redis, &valkey) {
         return Ok(Newer { redis: redis.clone(), valkey: valkey.clone() });
     }
-    fetch(root, &unpacked).context(
+    fetch(&unpacked).context(
         "THE TESTS NEED A NEWER SERVER (Redis 7.2 or later, and a Valkey) and it cannot be fetched; \
          name their paths in WEATHERLIGHT_TEST_REDIS_NEWER and WEATHERLIGHT_TEST_VALKEY_SERVER",
     )?;
@@ -100,98 +95,20 @@ fn version(path: &Path) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Into a directory beside, renamed when complete: what an interrupted call leaves is not used.
-fn fetch(root: &Path, unpacked: &Path) -> Result<()> {
+fn fetch(unpacked: &Path) -> Result<()> {
     println!(
         "no newer Redis and Valkey on this machine: fetching Debian's into target/redis-newer"
     );
-    let part = root.join(format!("target/redis-newer.{}", std::process::id()));
-    let fetched = download_and_unpack(&part);
-    let fetched = fetched.and_then(|()| {
-        if unpacked.exists() {
-            fs::remove_dir_all(unpacked)?;
-        }
-        fs::rename(&part, unpacked).context("cannot rename it")
-    });
-    if fetched.is_err() {
-        let _ = fs::remove_dir_all(&part);
-    }
-    fetched?;
+    debian::fetch(&PACKAGES, unpacked)?;
     for name in ["redis-server", "valkey-server"] {
         starter(unpacked, name)?;
     }
     Ok(())
 }
 
-fn download_and_unpack(part: &Path) -> Result<()> {
-    let (apt, packages, tree) = (part.join("apt"), part.join("packages"), part.join("tree"));
-    fs::create_dir_all(&packages)?;
-    let configuration = configure(&apt)?;
-    let apt_get = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.env("APT_CONFIG", &configuration).args(["-q", "-q"]).args(arguments);
-        succeed(command.current_dir(&packages).stdin(Stdio::null()))
-    };
-    apt_get(&["update"]).context("apt-get update of a private package list failed")?;
-    let wanted = PACKAGES.map(|package| format!("{package}/{RELEASE}"));
-    let mut arguments = vec!["download"];
-    arguments.extend(wanted.iter().map(String::as_str));
-    apt_get(&arguments).context("apt-get cannot download the packages")?;
-    for entry in fs::read_dir(&packages)? {
-        let path = entry?.path();
-        if path.extension() == Some(OsStr::new("deb")) {
-            succeed(Command::new("dpkg").arg("-x").arg(&path).arg(&tree))?;
-        }
-    }
-    fs::remove_dir_all(&apt)?;
-    fs::remove_dir_all(&packages)?;
-    Ok(())
-}
-
-/// A package configuration that knows nothing of the system's and writes nowhere else.
-fn configure(apt: &Path) -> Result<PathBuf> {
-    for directory in ["lists/partial", "cache/archives/partial", "etc"] {
-        fs::create_dir_all(apt.join(directory))?;
-    }
-    fs::write(apt.join("status"), "")?;
-    let source = format!("deb [signed-by={KEYS}] {MIRROR} {RELEASE} main\n");
-    fs::write(apt.join("etc/sources.list"), source)?;
-    let here = apt.display();
-    let text = format!(
-        "Dir::Etc::sourcelist \"{here}/etc/sources.list\";\n\
-         Dir::Etc::sourceparts \"-\";\n\
-         Dir::State::lists \"{here}/lists\";\n\
-         Dir::State::status \"{here}/status\";\n\
-         Dir::Cache \"{here}/cache\";\n\
-         Acquire::Languages \"none\";\n\
-         Acquire::Retries \"3\";\n\
-         Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
-         Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled \"false\";\n\
-         APT::Sandbox::User \"{}\";\n",
-        std::env::var("USER").unwrap_or_else(|_| "root".to_owned()),
-    );
-    let path = apt.join("apt.conf");
-    fs::write(&path, text)?;
-    Ok(path)
-}
-
-/// A script that starts a server with the libraries beside it, the C library first of all.
+/// Starts a server with the libraries beside it.
 fn starter(unpacked: &Path, name: &str) -> Result<()> {
-    let tree = unpacked.join("tree");
-    let libraries = format!("{}/usr/lib/{}-linux-gnu", tree.display(), std::env::consts::ARCH);
-    let loader = fs::read_dir(&libraries)
-        .with_context(|| format!("no {libraries} in the packages"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-")))
-        .context("the packages have no loader")?;
-    let script = format!(
-        "#!/bin/sh\nexec '{}' --library-path '{libraries}' '{}/usr/bin/{name}' \"$@\"\n",
-        loader.display(),
-        tree.display(),
-    );
-    let path = unpacked.join(name);
-    fs::write(&path, script)?;
-    succeed(Command::new("chmod").arg("+x").arg(&path))?;
+    let path = debian::starter(unpacked, &format!("usr/bin/{name}"))?;
     match version(&path) {
         Some(version) => println!("fetched: {version}"),
         None => bail!("the fetched {name} does not run"),
