@@ -5,7 +5,7 @@
 
 use leyline::wire::MessagePriority;
 
-use crate::config::Config;
+use crate::live::Limits;
 use crate::stream::Stream;
 
 /// What becomes of a message at the present backlog.
@@ -29,11 +29,11 @@ pub(crate) struct Bands {
 }
 
 impl Bands {
-    pub(crate) fn of(config: &Config) -> Self {
-        let high = config.depth_max.saturating_mul(95) / 100;
-        let low = config.backpressure_threshold;
-        let normal = normal(config);
-        Self { emergency: config.emergency_threshold, low, normal, high: high.max(normal) }
+    pub(crate) fn of(limits: &Limits) -> Self {
+        let high = limits.depth_max.saturating_mul(95) / 100;
+        let low = limits.backpressure_threshold;
+        let normal = normal(limits);
+        Self { emergency: limits.emergency_threshold, low, normal, high: high.max(normal) }
     }
 
     /// Decides for one message. `depth` is the unacknowledged backlog of the stream's group.
@@ -60,20 +60,21 @@ impl Bands {
 }
 
 /// From here on NORMAL is refused: half-way between LOW and HIGH, 85 % of `depth_max` by default.
-pub(crate) fn normal(config: &Config) -> u64 {
-    let (low, high) = (config.backpressure_threshold, config.depth_max.saturating_mul(95) / 100);
+pub(crate) fn normal(limits: &Limits) -> u64 {
+    let (low, high) = (limits.backpressure_threshold, limits.depth_max.saturating_mul(95) / 100);
     low.max(low.midpoint(high))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use Admission::{Publish, Refuse, Reroute};
     use MessagePriority::{Critical, High, Low, Normal};
 
     #[test]
     fn low_goes_first_then_normal_then_high_and_critical_never() {
-        let bands = Bands::of(&Config::default());
+        let bands = Bands::of(&Config::default().limits());
         let table = [
             (0, [Publish; 4]),
             (7_499, [Publish; 4]),
@@ -95,7 +96,7 @@ mod tests {
         for depth_max in [20, 100, 1_000, 10_000, 1_000_000] {
             let config = Config { depth_max, ..Config::default() }.with_bands_of_depth();
             assert_eq!(config.check(), []);
-            let bands = Bands::of(&config);
+            let bands = Bands::of(&config.limits());
             let at = |percent: u64| depth_max * percent / 100;
             for (percent, priority) in [(75, Low), (85, Normal), (95, High)] {
                 let verdict = |depth| bands.admit(Stream::KernelRequests, priority, depth);
@@ -111,7 +112,7 @@ mod tests {
 
     #[test]
     fn only_urgent_untyped_traffic_is_rerouted() {
-        let bands = Bands::of(&Config::default());
+        let bands = Bands::of(&Config::default().limits());
         for stream in Stream::ALL {
             for priority in [Low, Normal, High, Critical] {
                 let rerouted = bands.admit(stream, priority, 5_000) == Reroute;

@@ -31,6 +31,11 @@ impl Buckets {
         Self { interval, origins_max, full_at: HashMap::new(), others_full_at: None }
     }
 
+    /// From now on so many a minute. What was taken stays taken.
+    pub(crate) fn allow(&mut self, per_min: u32) {
+        self.interval = SPAN / per_min.max(1);
+    }
+
     /// Takes a token, or says when there will be one.
     pub(crate) fn take(&mut self, origin: &str, now: Instant) -> Result<(), Duration> {
         if let Some(full_at) = self.full_at.get_mut(origin) {
@@ -79,6 +84,21 @@ mod tests {
         assert_eq!(buckets.take("two", now), Ok(()), "another's bucket is another's");
         assert_eq!(buckets.take("one", now + half_a_second), Ok(()));
         assert_eq!(buckets.take("one", now + half_a_second), Err(half_a_second));
+    }
+
+    #[test]
+    fn another_rate_holds_from_the_next_token_on() {
+        let now = Instant::now();
+        let mut buckets = Buckets::new(PER_MIN, 8);
+        for _ in 0..PER_MIN {
+            assert_eq!(buckets.take("one", now), Ok(()));
+        }
+        buckets.allow(60);
+        assert_eq!(buckets.take("one", now), Err(Duration::from_secs(1)));
+        assert_eq!(buckets.take("one", now + Duration::from_secs(1)), Ok(()));
+        buckets.allow(6_000);
+        let soon = now + Duration::from_secs(1) + Duration::from_millis(10);
+        assert_eq!(buckets.take("one", soon), Ok(()));
     }
 
     #[test]

@@ -8,16 +8,17 @@ use leyline::sign::Keyring;
 use leyline::wire::MessagePriority;
 use tokio::time::Instant;
 
-use crate::admission::{self, Bands};
-use crate::breaker::{BreakerPosition, BreakerStanding, Limits};
+use crate::admission::Bands;
+use crate::breaker::{self, BreakerPosition, BreakerStanding};
 use crate::bucket::Buckets;
 use crate::check::Checker;
 use crate::config::{Config, LogKind};
-use crate::conservative::{self, ConservativeBecause};
+use crate::conservative::ConservativeBecause;
 use crate::consumer::{Consumer, ConsumerSpec, Post, Role};
 use crate::durability::Durability;
 use crate::entry::EntryId;
 use crate::error::{BusError, PublishError};
+use crate::live::{Limits, Live};
 use crate::log::{Capabilities, Log};
 use crate::metrics::Metrics;
 use crate::publish::{Outcome, Outgoing};
@@ -40,9 +41,9 @@ pub struct Bus(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) log: Log,
     pub(crate) config: Config,
-    pub(crate) keyring: Keyring,
+    /// What may change while it works.
+    pub(crate) live: Live,
     pub(crate) metrics: Metrics,
-    pub(crate) bands: Bands,
     pub(crate) emergency_rates: Mutex<Buckets>,
     pub(crate) spool: Option<Spool>,
     pub(crate) pulse: Arc<Pulse>,
@@ -63,33 +64,37 @@ impl Bus {
         keyring: Keyring,
         metrics: Metrics,
     ) -> Result<Self, BusError> {
+        let live = Live::fixed(keyring, config.limits());
+        Self::open_live(config, live, metrics).await
+    }
+
+    /// The same for secrets and limits that may change while it works.
+    ///
+    /// # Errors
+    /// As [`Bus::open`].
+    pub async fn open_live(config: Config, live: Live, metrics: Metrics) -> Result<Self, BusError> {
         let faults = config.check();
         if !faults.is_empty() {
             return Err(BusError::Config(faults));
         }
-        let log = Log::open(&config).await?;
+        let log = Log::open(&config, live.limits.clone()).await?;
+        let keyring = live.keyring();
         // Both are there from the start: one that is never used shows as 0.
         for key in std::iter::once(keyring.current_id()).chain(keyring.previous_id()) {
             drop(metrics.key_use(key));
         }
-        let conservative = conservative::Limits {
-            enter_depth: admission::normal(&config),
-            // A limit above the beginning of the mode would end it as it begins.
-            recovery_depth: config.recovery_depth.min(admission::normal(&config)),
-            recovery_window: config.recovery_window,
-        };
-        let pulse = Arc::new(Pulse::new(breaker_limits(&config), conservative, metrics.clone()));
-        let emergency_per_min = config.emergency_per_min;
+        let admission = live.limits.clone();
+        let pulse = Arc::new(Pulse::new(breaker_limits(&config), admission, metrics.clone()));
+        let emergency_per_min = live.limits().emergency_per_min;
         let spool = config.spool.clone().filter(|_| log.kind() == LogKind::Redis);
-        let spool = spool.map(|spool| Spool::new(spool, keyring.clone(), metrics.clone()));
+        let spool = spool.map(|spool| Spool::new(spool, live.clone(), metrics.clone()));
         if let Some(spool) = &spool {
             pulse.tell(spool.clone());
         }
         Ok(Self(Arc::new(Inner {
             log,
-            bands: Bands::of(&config),
             config,
-            keyring,
+            live,
             metrics,
             spool,
             emergency_rates: Mutex::new(Buckets::new(emergency_per_min, ORIGINS_MAX)),
@@ -156,7 +161,7 @@ impl Bus {
             breaker: breaker_limits(config),
         };
         let checker =
-            Checker::new(spec.stream, self.0.keyring.clone(), config).counted_in(&self.0.metrics);
+            Checker::new(spec.stream, self.0.live.clone(), config).counted_in(&self.0.metrics);
         Consumer::new(post, spec, checker, limits)
     }
 
@@ -300,7 +305,17 @@ impl Bus {
         self.0.log.durability(self.name(stream))
     }
 
-    /// The settings in force.
+    /// The limits of admission in force.
+    pub fn limits(&self) -> Limits {
+        self.0.live.limits()
+    }
+
+    /// What decides at a backlog, as in force now.
+    pub(crate) fn bands(&self) -> Bands {
+        Bands::of(&self.limits())
+    }
+
+    /// The settings it was opened with. Of what may change, [`Bus::limits`] is in force.
     pub fn config(&self) -> &Config {
         &self.0.config
     }
@@ -328,8 +343,8 @@ fn worst(breakers: Vec<BreakerStanding>) -> f64 {
     f64::from(worst.unwrap_or(BreakerPosition::Closed).number())
 }
 
-fn breaker_limits(config: &Config) -> Limits {
-    Limits {
+fn breaker_limits(config: &Config) -> breaker::Limits {
+    breaker::Limits {
         failures: config.breaker_failures,
         open: config.breaker_open,
         probes: config.breaker_probes,

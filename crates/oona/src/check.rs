@@ -13,6 +13,7 @@
 //! Their other messages are refused as `legacy` unless `OONA_ACCEPT_LEGACY` is set.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use leyline::sign::Keyring;
 use leyline::wire::{BusEnvelope, BusMessageType};
@@ -21,6 +22,7 @@ use leyline::{DecodeError, Message};
 use crate::attributes;
 use crate::config::Config;
 use crate::entry::{EntryId, RawEntry};
+use crate::live::Live;
 use crate::metrics::{KeyUse, Metrics};
 use crate::stream::Stream;
 
@@ -113,32 +115,53 @@ pub(crate) struct Checked {
 pub(crate) struct Checker {
     stream: Stream,
     name: String,
-    keyring: Keyring,
-    keys: KeyUses,
+    live: Live,
+    ring: Mutex<Arc<Ring>>,
+    /// Where verified entries are counted, if anywhere.
+    metrics: Option<Metrics>,
     config: Config,
 }
 
-/// Where verified entries are counted: by the secret that signed them.
-#[derive(Debug, Default)]
-struct KeyUses {
+/// The secrets last seen in force, and where what they verify is counted.
+#[derive(Debug)]
+struct Ring {
+    keyring: Arc<Keyring>,
     current: KeyUse,
     previous: KeyUse,
 }
 
+impl Ring {
+    fn new(keyring: Arc<Keyring>, metrics: Option<&Metrics>) -> Arc<Self> {
+        let of = |key| metrics.map(|metrics| metrics.key_use(key)).unwrap_or_default();
+        let current = of(keyring.current_id());
+        let previous = keyring.previous_id().map(of).unwrap_or_default();
+        Arc::new(Self { keyring, current, previous })
+    }
+}
+
 impl Checker {
-    pub(crate) fn new(stream: Stream, keyring: Keyring, config: &Config) -> Self {
+    pub(crate) fn new(stream: Stream, live: Live, config: &Config) -> Self {
         let name = config.streams.name(stream).to_owned();
-        Self { stream, name, keyring, keys: KeyUses::default(), config: config.clone() }
+        let ring = Mutex::new(Ring::new(live.keyring(), None));
+        Self { stream, name, live, ring, metrics: None, config: config.clone() }
     }
 
     /// Counts what it verifies here: in the process's metrics, whatever the consumer's role, since a
     /// secret is in use as long as anybody verifies with it.
     pub(crate) fn counted_in(mut self, metrics: &Metrics) -> Self {
-        self.keys.current = metrics.key_use(self.keyring.current_id());
-        if let Some(previous) = self.keyring.previous_id() {
-            self.keys.previous = metrics.key_use(previous);
-        }
+        self.metrics = Some(metrics.clone());
+        self.ring = Mutex::new(Ring::new(self.live.keyring(), Some(metrics)));
         self
+    }
+
+    /// The secrets in force, with their counters.
+    fn ring(&self) -> Arc<Ring> {
+        let keyring = self.live.keyring();
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&ring.keyring, &keyring) {
+            *ring = Ring::new(keyring, self.metrics.as_ref());
+        }
+        Arc::clone(&ring)
     }
 
     /// Runs the checks in their order.
@@ -159,10 +182,11 @@ impl Checker {
         let (Some(payload), Some(signature)) = (&entry.payload, &entry.signature) else {
             return Err(Refusal::Malformed);
         };
-        let key = self.keyring.verify(payload, signature).map_err(|_| Refusal::BadSignature)?;
-        match key == self.keyring.current_id() {
-            true => self.keys.current.count(),
-            false => self.keys.previous.count(),
+        let ring = self.ring();
+        let key = ring.keyring.verify(payload, signature).map_err(|_| Refusal::BadSignature)?;
+        match key == ring.keyring.current_id() {
+            true => ring.current.count(),
+            false => ring.previous.count(),
         }
         let envelope: BusEnvelope =
             prost::Message::decode(payload.as_slice()).map_err(|_| Refusal::Malformed)?;

@@ -10,6 +10,7 @@ use leyline::wire::MessagePriority;
 use tokio::time::Instant;
 
 use crate::stream::Stream;
+use crate::{admission, live};
 
 /// When to enter and when to leave.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +21,19 @@ pub(crate) struct Limits {
     pub(crate) recovery_depth: u64,
     /// How long the backlog must stay below that.
     pub(crate) recovery_window: Duration,
+}
+
+impl Limits {
+    /// The mode's part of the limits in force.
+    pub(crate) fn of(limits: &live::Limits) -> Self {
+        let enter_depth = admission::normal(limits);
+        Self {
+            enter_depth,
+            // A limit above the beginning of the mode would end it as it begins.
+            recovery_depth: limits.recovery_depth.min(enter_depth),
+            recovery_window: limits.recovery_window,
+        }
+    }
 }
 
 /// Why a stream takes only HIGH, CRITICAL and emergency messages.

@@ -141,7 +141,8 @@ impl Bus {
         count: usize,
     ) -> Result<Vec<Peeked>, BusError> {
         let entries = self.0.log.range(self.name(stream), after, count).await?;
-        Ok(entries.into_iter().map(|(id, fields)| peeked(id, fields, &self.0.keyring)).collect())
+        let keyring = self.0.live.keyring();
+        Ok(entries.into_iter().map(|(id, fields)| peeked(id, fields, &keyring)).collect())
     }
 
     /// The place of the newest entry of a stream; [`EntryId::ZERO`] when nothing stands there.
@@ -171,12 +172,12 @@ impl Bus {
             let found = self.0.log.read_after(&after, count).await?;
             let now = Instant::now();
             if !found.is_empty() || now >= deadline {
-                let keyring = &self.0.keyring;
+                let keyring = self.0.live.keyring();
                 let mut entries = Vec::with_capacity(found.len());
                 for (index, id, fields) in found {
                     let Some((stream, place)) = places.get_mut(index) else { continue };
                     *place = (*place).max(id);
-                    entries.push((*stream, peeked(id, fields, keyring)));
+                    entries.push((*stream, peeked(id, fields, &keyring)));
                 }
                 entries.sort_by_key(|(_, entry)| entry.id);
                 return Ok(entries);
@@ -206,7 +207,7 @@ impl Bus {
         let name = self.name(Stream::DeadLetter);
         let found = self.0.log.range(name, id.previous(), 1).await?.into_iter().next();
         let found = found.filter(|(place, _)| *place == id);
-        Ok(found.map(|(id, fields)| dead_letter(peeked(id, fields, &self.0.keyring))))
+        Ok(found.map(|(id, fields)| dead_letter(peeked(id, fields, &self.0.live.keyring()))))
     }
 
     /// Up to `count` dead letters after `after` that the filter lets through. One search looks at

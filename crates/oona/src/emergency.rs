@@ -72,7 +72,7 @@ impl EmergencyLane {
     pub async fn run(self, stop: CancellationToken) -> Result<(), BusError> {
         let mut consumer =
             self.bus.consumer(ConsumerSpec::new(Stream::Emergency, self.group.as_str()));
-        let mut rates = Buckets::new(self.bus.config().emergency_per_min, ORIGINS_MAX);
+        let mut rates = Buckets::new(self.bus.limits().emergency_per_min, ORIGINS_MAX);
         let mut kept_back = VecDeque::new();
         loop {
             let next = async {
@@ -105,6 +105,7 @@ impl EmergencyLane {
         self.heartbeat.beat("pass on");
         let origin = origin_of(&delivery.attributes, &delivery.message);
         let is_signal = matches!(delivery.message, Message::Emergency(_));
+        rates.allow(self.bus.limits().emergency_per_min);
         if is_signal && rates.take(&origin, Instant::now()).is_ok() {
             return match self.signals.try_send(delivery) {
                 Ok(()) => Ok(()),

@@ -9,6 +9,7 @@ use leyline::sign::{Keyring, Secret};
 use crate::check::{Checker, Verdict};
 use crate::config::Config;
 use crate::entry::{EntryId, RawEntry};
+use crate::live::Live;
 use crate::log;
 use crate::stream::Stream;
 
@@ -26,7 +27,8 @@ pub fn envelope(bytes: &[u8]) {
     for stream in Stream::ALL {
         for accept_legacy in [false, true] {
             let config = Config { accept_legacy, ..Config::default() };
-            let checker = Checker::new(stream, keyring.clone(), &config);
+            let checker =
+                Checker::new(stream, Live::fixed(keyring.clone(), config.limits()), &config);
             let verdict = checker.check(entry(bytes, signature.as_bytes()));
             assert!(!matches!(verdict, Verdict::Foreign), "both fields are there");
         }
@@ -44,7 +46,8 @@ pub fn verify(bytes: &[u8]) {
     let (signature, payload) = rest.split_at(length);
     let keyring = keyring();
     let config = Config { accept_legacy: true, ..Config::default() };
-    let checker = Checker::new(Stream::Normal, keyring.clone(), &config);
+    let checker =
+        Checker::new(Stream::Normal, Live::fixed(keyring.clone(), config.limits()), &config);
     let admitted = matches!(checker.check(entry(payload, signature)), Verdict::Admitted(_));
     let honest = keyring.sign(payload);
     assert!(!admitted || signature == honest.as_bytes(), "an unsigned entry was admitted");

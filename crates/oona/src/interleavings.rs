@@ -37,12 +37,17 @@ fn explore(test: impl Fn() + Send + Sync + 'static) {
 const LIMITS: Limits = Limits { failures: 2, open: Duration::from_secs(3600), probes: 2 };
 
 fn pulse() -> Arc<Pulse> {
-    let conservative = conservative::Limits {
-        enter_depth: 10,
+    // The mode begins at a backlog of 10.
+    let admission = crate::live::Limits {
+        depth_max: 10,
+        backpressure_threshold: 10,
+        emergency_threshold: 5,
         recovery_depth: 5,
         recovery_window: Duration::ZERO,
+        emergency_per_min: 1,
     };
-    Arc::new(Pulse::new(LIMITS, conservative, Metrics::detached()))
+    let (_, admission) = tokio::sync::watch::channel(admission);
+    Arc::new(Pulse::new(LIMITS, admission, Metrics::detached()))
 }
 
 fn join(threads: Vec<thread::JoinHandle<()>>) {

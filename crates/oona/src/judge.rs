@@ -7,6 +7,7 @@ use leyline::sign::Keyring;
 use crate::check::{Checker, Refusal, Verdict};
 use crate::config::Config;
 use crate::entry::{EntryId, RawEntry};
+use crate::live::Live;
 use crate::stream::Stream;
 
 /// What the checks say of one entry, before its nonce is claimed.
@@ -35,7 +36,7 @@ pub struct Judge(Checker);
 impl Judge {
     /// Checks as a consumer of this stream would.
     pub fn new(stream: Stream, keyring: Keyring, config: &Config) -> Self {
-        Self(Checker::new(stream, keyring, config))
+        Self(Checker::new(stream, Live::fixed(keyring, config.limits()), config))
     }
 
     /// Judges an entry with these fields.

@@ -34,6 +34,7 @@ mod housekeeping;
 mod interleavings;
 #[doc(hidden)]
 pub mod judge;
+mod live;
 mod log;
 mod metrics;
 mod publish;
@@ -64,6 +65,7 @@ pub use entry::{BadEntryId, EntryId};
 pub use error::{BusError, LogError, PublishError};
 pub use heartbeat::Heartbeat;
 pub use housekeeping::Housekeeping;
+pub use live::{Limits, Live};
 pub use log::{About, Capabilities, ServerKind, check_url, probe};
 pub use metrics::Metrics;
 pub use publish::{Outcome, Outgoing, RefusedBecause};

@@ -221,7 +221,7 @@ impl Bus {
             if self.take_token(outgoing).is_ok() {
                 return Ok(Ok(Route::to(Stream::Emergency)));
             }
-            admission = Ok(self.0.bands.admit_at_home(priority, lane.depth()));
+            admission = Ok(self.bands().admit_at_home(priority, lane.depth()));
         }
         Ok(match admission {
             Ok(Admission::Refuse) => Err((RefusedBecause::Backlog, RETRY_AFTER)),
@@ -241,12 +241,12 @@ impl Bus {
     ) -> Result<Admission, No> {
         match lane.pauses(stream, priority) {
             Some(ConservativeBecause::Backlog) => {
-                let retry_after = lane.retry_after(Instant::now(), &self.0.pulse.lanes.limits);
+                let retry_after = lane.retry_after(Instant::now(), &self.0.pulse.lanes.limits());
                 Err((RefusedBecause::Conservative, retry_after.max(RETRY_AFTER)))
             }
             // Then the breaker decides.
             Some(ConservativeBecause::LogAway) | None => {
-                Ok(self.0.bands.admit(stream, priority, lane.depth()))
+                Ok(self.bands().admit(stream, priority, lane.depth()))
             }
         }
     }
@@ -255,6 +255,7 @@ impl Bus {
     fn take_token(&self, outgoing: Outgoing<'_>) -> Result<(), Duration> {
         let origin = emergency::origin(outgoing.source, outgoing.message);
         let mut rates = self.0.emergency_rates.lock().unwrap_or_else(PoisonError::into_inner);
+        rates.allow(self.limits().emergency_per_min);
         let taken = rates.take(&origin, Instant::now());
         if taken.is_err() {
             self.0.metrics.emergency_limited.inc();
@@ -279,7 +280,7 @@ impl Bus {
     /// Puts the attributes in and signs: exactly these bytes are sent and verified.
     fn seal(&self, outgoing: Outgoing<'_>, lane: Stream) -> Result<Sealed, PublishError> {
         let sealed = seal(
-            &self.0.keyring,
+            &self.0.live.keyring(),
             Unsealed {
                 kind: outgoing.message.message_type(),
                 payload: &outgoing.message.encode_payload(),
@@ -297,13 +298,14 @@ impl Bus {
 
     /// Says where to and when, and signs. The nonce stays what it is.
     pub(crate) fn stamp(&self, mut envelope: BusEnvelope, lane: Stream) -> Sealed {
+        let keyring = self.0.live.keyring();
         envelope.attributes.extend([
             (attributes::ISSUED_AT_MS.to_owned(), leyline::time::now_unix_ms().to_string()),
             (attributes::STREAM.to_owned(), self.name(lane).to_owned()),
-            (attributes::KEY_ID.to_owned(), self.0.keyring.current_id().to_string()),
+            (attributes::KEY_ID.to_owned(), keyring.current_id().to_string()),
         ]);
         let payload = envelope.encode_to_vec();
-        let signature = self.0.keyring.sign(&payload);
+        let signature = keyring.sign(&payload);
         Sealed { payload, signature }
     }
 

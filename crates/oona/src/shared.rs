@@ -5,10 +5,12 @@ use std::collections::HashSet;
 use std::sync::{OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::breaker::{Breaker, BreakerPosition, BreakerStanding, Limits};
 use crate::conservative::{self, Event, Lane};
+use crate::live;
 use crate::log::Seat;
 use crate::metrics::{BreakerName, Metrics};
 use crate::spool::Spool;
@@ -19,7 +21,7 @@ use crate::sync::{Mutex, MutexGuard};
 #[derive(Debug)]
 pub(crate) struct Lanes {
     lanes: [Mutex<Looked>; Stream::ALL.len()],
-    pub(crate) limits: conservative::Limits,
+    limits: watch::Receiver<live::Limits>,
     metrics: Metrics,
 }
 
@@ -33,6 +35,11 @@ impl Lanes {
     fn of(&self, stream: Stream) -> MutexGuard<'_, Looked> {
         let index = Stream::ALL.iter().position(|one| *one == stream).unwrap_or(0);
         self.lanes[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the mode begins and ends, as in force now.
+    pub(crate) fn limits(&self) -> conservative::Limits {
+        conservative::Limits::of(&self.limits.borrow())
     }
 
     /// The lane as last seen, and whether the caller shall look again. Of several callers only one
@@ -55,7 +62,7 @@ impl Lanes {
     pub(crate) fn note(&self, stream: Stream, depth: u64) -> Lane {
         let mut known = self.of(stream);
         let before = known.lane.because();
-        known.lane.note(Event::Depth(depth), Instant::now(), &self.limits);
+        known.lane.note(Event::Depth(depth), Instant::now(), &self.limits());
         let lane = known.lane;
         // Shown under the lane's lock: else of two looks the earlier might be shown last, and stay.
         match (before, lane.because()) {
@@ -76,7 +83,7 @@ impl Lanes {
     fn log_moved(&self, event: Event) {
         for stream in Stream::ALL {
             let mut known = self.of(stream);
-            known.lane.note(event, Instant::now(), &self.limits);
+            known.lane.note(event, Instant::now(), &self.limits());
             self.metrics.show_conservative(stream, known.lane.because().is_some());
         }
         match event {
@@ -105,12 +112,12 @@ pub(crate) struct Pulse {
 impl Pulse {
     pub(crate) fn new(
         limits: Limits,
-        conservative: conservative::Limits,
+        admission: watch::Receiver<live::Limits>,
         metrics: Metrics,
     ) -> Self {
         let breaker = || Mutex::new(Breaker::new(limits));
         let lanes =
-            Lanes { lanes: Default::default(), limits: conservative, metrics: metrics.clone() };
+            Lanes { lanes: Default::default(), limits: admission, metrics: metrics.clone() };
         Self { publish: breaker(), urgent: breaker(), lanes, spool: OnceLock::new(), metrics }
     }
 

@@ -162,7 +162,7 @@ impl Bus {
     /// What this process has verified with each secret in force: a previous secret that is no longer
     /// used can be removed.
     pub fn keys(&self) -> Vec<KeyStanding> {
-        let ring = &self.0.keyring;
+        let ring = self.0.live.keyring();
         let roles =
             [(KeyRole::Current, Some(ring.current_id())), (KeyRole::Previous, ring.previous_id())];
         let standing = |(role, id): (KeyRole, Option<&leyline::sign::KeyId>)| {

@@ -303,7 +303,8 @@ fn seen(result: Result<String, LogError>) -> String {
 
 async fn side(log: LogChoice, prefix: u64) -> Side {
     let config = Config { log, key_prefix: format!("k{prefix}"), ..Config::default() };
-    Side { log: Log::open(&config).await.unwrap(), ids: BTreeMap::new() }
+    let (_, limits) = tokio::sync::watch::channel(config.limits());
+    Side { log: Log::open(&config, limits).await.unwrap(), ids: BTreeMap::new() }
 }
 
 #[tokio::test]

@@ -13,10 +13,13 @@ mod redis;
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::config::{Config, LogChoice, LogKind};
 use crate::durability::Durability;
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::{BusError, LogError};
+use crate::live::Limits;
 
 pub(crate) use self::embedded::open_bytes as embedded_files;
 use self::embedded::{EmbeddedLog, EmbeddedReader};
@@ -146,12 +149,15 @@ macro_rules! either {
 }
 
 impl Log {
-    pub(crate) async fn open(config: &Config) -> Result<Self, BusError> {
+    pub(crate) async fn open(
+        config: &Config,
+        limits: watch::Receiver<Limits>,
+    ) -> Result<Self, BusError> {
         match &config.log {
             LogChoice::Embedded { path } => {
                 EmbeddedLog::open(path.clone(), config).await.map(Self::Embedded)
             }
-            LogChoice::Redis { url } => RedisLog::open(url, config).await.map(Self::Redis),
+            LogChoice::Redis { url } => RedisLog::open(url, config, limits).await.map(Self::Redis),
         }
     }
 

@@ -18,12 +18,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use leyline::sign::Keyring;
 use tokio::sync::{Notify, oneshot};
 
 use self::book::Book;
 use self::file::{File, Place};
 pub use self::sender::SpoolSender;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::stream::Stream;
 
@@ -80,7 +80,7 @@ pub(crate) struct Spool(Arc<Shared>);
 
 struct Shared {
     config: SpoolConfig,
-    keyring: Keyring,
+    live: Live,
     metrics: Metrics,
     desk: Mutex<Desk>,
     /// Messages that wait for each stream, to be asked at every publish.
@@ -122,11 +122,11 @@ fn lane(stream: Stream) -> u8 {
 
 impl Spool {
     /// Opens nothing: the file is made when something has to wait.
-    pub(crate) fn new(config: SpoolConfig, keyring: Keyring, metrics: Metrics) -> Self {
+    pub(crate) fn new(config: SpoolConfig, live: Live, metrics: Metrics) -> Self {
         let book = Book::new(config.messages_max, config.bytes_max);
         Self(Arc::new(Shared {
             config,
-            keyring,
+            live,
             metrics,
             desk: Mutex::new(Desk {
                 book,
@@ -169,7 +169,7 @@ impl Spool {
                 return Err(NotSpooled::Full);
             };
             let place = Place { lane, seq };
-            desk.journal.push((place, record::seal(&self.0.keyring, place, envelope)));
+            desk.journal.push((place, record::seal(&self.0.live.keyring(), place, envelope)));
             let (sender, ticket) = oneshot::channel();
             desk.tickets.push(sender);
             self.0.show(&desk.book);

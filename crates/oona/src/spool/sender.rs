@@ -172,8 +172,9 @@ impl SpoolSender {
         records: &[(Place, Vec<u8>)],
     ) -> (Vec<Sealed>, Vec<Place>) {
         let (mut sealed, mut aside) = (Vec::with_capacity(records.len()), Vec::new());
+        let keyring = spool.0.live.keyring();
         for (place, value) in records {
-            let envelope = record::open(&spool.0.keyring, *place, value)
+            let envelope = record::open(&keyring, *place, value)
                 .ok()
                 .and_then(|bytes| BusEnvelope::decode(bytes).ok());
             match envelope {

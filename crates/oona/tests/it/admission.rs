@@ -1,14 +1,18 @@
 //! Typed outcomes: who is refused, who is rerouted, what is too large.
 
 use leyline::wire::{EmergencySignal, MessagePriority as P};
-use oona::{Config, EmergencyLane, Heartbeat, Outcome, PublishError, RefusedBecause, Stream};
-use tokio::sync::mpsc;
+use oona::{
+    Bus, Config, EmergencyLane, Heartbeat, Live, Metrics, Outcome, PublishError, RefusedBecause,
+    Stream,
+};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::rig::*;
 
 crate::on_both_logs!(
     a_full_queue_refuses_the_lowest_first,
+    other_limits_hold_for_the_next_message,
     pressure_reroutes_the_urgent,
     kernel_traffic_never_changes_its_stream,
     oversize_is_refused_with_a_typed_error,
@@ -44,6 +48,28 @@ async fn fill(bus: &oona::Bus, stream: Stream, entries: u32) {
 fn refused(outcome: &Outcome) -> bool {
     use RefusedBecause::{Backlog, Conservative};
     matches!(outcome, Outcome::Refused { reason: Backlog | Conservative, .. })
+}
+
+/// The limits change under a bus that works.
+async fn other_limits_hold_for_the_next_message(rig: Rig) {
+    let mut config = rig.config.clone();
+    small(&mut config);
+    let (tuning, limits) = watch::channel(config.limits());
+    let live = Live { limits, ..Live::fixed(keyring(), config.limits()) };
+    let bus = Bus::open_live(config.clone(), live, Metrics::detached()).await.unwrap();
+    fill(&bus, Stream::KernelRequests, 12).await;
+    let low = async || {
+        let message = request(&now_ms().to_string(), now_ms());
+        let sent = bus.publish(Stream::KernelRequests, P::Low, "test", &message).await;
+        refused(&sent.unwrap())
+    };
+    // The first publish after a while looks at the backlog, the next one knows it.
+    low().await;
+    assert!(low().await, "12 or 13 of 10");
+    config.backpressure_threshold = 15;
+    tuning.send_replace(config.limits());
+    assert!(!low().await, "12 or 13 of 15");
+    assert_eq!(bus.limits().backpressure_threshold, 15);
 }
 
 async fn a_full_queue_refuses_the_lowest_first(rig: Rig) {

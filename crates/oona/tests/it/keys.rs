@@ -1,11 +1,18 @@
 //! Rotation of the secret without a stop, and who can see when it is done.
 
+use std::sync::Arc;
+
 use leyline::sign::{Keyring, Secret};
-use oona::{Bus, Config, KeyRole, Metrics, Refusal, Stream};
+use oona::{Bus, Config, KeyRole, Live, Metrics, Refusal, Stream};
+use tokio::sync::watch;
 
 use crate::rig::*;
 
-crate::on_both_logs!(rotation_without_a_stop, forged_entries_are_no_use_of_a_secret);
+crate::on_both_logs!(
+    rotation_without_a_stop,
+    rotation_while_it_works,
+    forged_entries_are_no_use_of_a_secret
+);
 
 const OLD: &str = "the old secret of all";
 const NEW: &str = "the new secret of all";
@@ -36,6 +43,39 @@ fn used(bus: &Bus) -> Vec<(KeyRole, u64, bool)> {
     let keys = bus.keys();
     assert!(keys.iter().all(|key| key.key.len() == 8), "{keys:?}");
     keys.into_iter().map(|key| (key.role, key.verified, key.last_used_s.is_some())).collect()
+}
+
+/// One bus and one consumer from beginning to end; only what their keyring is changes.
+async fn rotation_while_it_works(rig: Rig) {
+    let ring = |current: &str, previous: Option<&str>| {
+        let previous = previous.map(Secret::new);
+        Arc::new(Keyring::new(&Secret::new(current), previous.as_ref()))
+    };
+    let (rotation, keyring) = watch::channel(ring(OLD, None));
+    let (_, limits) = watch::channel(rig.config.limits());
+    let live = Live { keyring, limits };
+    let bus = Bus::open_live(rig.config.clone(), live, Metrics::detached()).await.unwrap();
+    let mut reader = consumer(&bus, Stream::Normal);
+    let mut epochs = Vec::new();
+    for (step, in_force) in [(1, ring(OLD, None)), (2, ring(NEW, Some(OLD))), (3, ring(NEW, None))]
+    {
+        rotation.send_replace(in_force);
+        sent_with(&bus, OLD, step * 10).await;
+        sent_with(&bus, NEW, step * 10 + 1).await;
+        // Signed with what is in force now, so always understood; it ends the step.
+        publish(&bus, &state("run", step * 10 + 2)).await;
+        loop {
+            let delivery = recv(&mut reader).await;
+            let found = epoch(&delivery);
+            delivery.ack().await.unwrap();
+            epochs.push(found);
+            if found == step * 10 + 2 {
+                break;
+            }
+        }
+    }
+    assert_eq!(epochs, [10, 12, 20, 21, 22, 31, 32], "the old secret until 2, the new from 2 on");
+    assert_eq!(used(&bus), [(KeyRole::Current, 4, true)], "counted under the new one since 2");
 }
 
 async fn rotation_without_a_stop(rig: Rig) {

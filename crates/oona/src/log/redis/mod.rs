@@ -27,11 +27,13 @@ use std::time::Duration;
 
 use redis::cluster_routing::Slot;
 use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::durability::Durability;
 use crate::entry::EntryId;
 use crate::error::{BusError, LogError};
+use crate::live::Limits;
 use crate::log::GroupInfo;
 use crate::stream::Stream;
 
@@ -73,7 +75,7 @@ struct Inner {
     claim_prefix: String,
     claim_ttl: Duration,
     /// No need to count a backlog beyond this.
-    depth_max: u64,
+    limits: watch::Receiver<Limits>,
     scripts: Scripts,
     clock: ServerClock,
 }
@@ -86,7 +88,11 @@ impl std::fmt::Debug for RedisLog {
 
 impl RedisLog {
     /// Connects and asks what the server is: one that does not answer now is reported now.
-    pub(crate) async fn open(url: &str, config: &Config) -> Result<Self, BusError> {
+    pub(crate) async fn open(
+        url: &str,
+        config: &Config,
+        limits: watch::Receiver<Limits>,
+    ) -> Result<Self, BusError> {
         let access = Arc::new(Access::of(url, &config.redis)?);
         let anchor = &config.streams.dead_letter;
         let slot = Slot::for_key(anchor);
@@ -111,7 +117,7 @@ impl RedisLog {
                 None => prefix.clone(),
             },
             claim_ttl: config.claim_ttl(),
-            depth_max: config.depth_max,
+            limits,
             scripts: Scripts::new(),
             clock: ServerClock::default(),
         });

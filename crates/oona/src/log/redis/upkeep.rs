@@ -66,7 +66,7 @@ impl RedisLog {
         let mut known = groups.known;
         for info in groups.unknown {
             let mut call = self.0.scripts.recount.prepare_invoke();
-            call.key(stream).arg(&info.name).arg(self.0.depth_max);
+            call.key(stream).arg(&info.name).arg(self.0.limits.borrow().depth_max);
             let mut connection = self.connection(false);
             let operation = "count of a backlog";
             let lag = self.bounded(operation, call.invoke_async(&mut connection)).await?;
