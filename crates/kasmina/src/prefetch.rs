@@ -229,7 +229,6 @@ impl Prefetch {
                 let _ = done.send(());
             }
             Progress::Opened(request, Err(failure), done) => {
-                tracing::warn!(%request, ?failure, "announced kernel not usable");
                 self.failed(state, &request, failure);
                 let _ = done.send(());
             }
@@ -241,10 +240,15 @@ impl Prefetch {
             Verdict::Unknown => {}
             Verdict::Again => {
                 self.metrics.fetch_retries.inc();
+                tracing::debug!(%request, "kernel not fetched yet, asked for again");
             }
             Verdict::Over(order, failure) => {
                 self.metrics.fetched(outcome(&failure));
-                tracing::warn!(seed = %order.seed, blueprint = %order.blueprint, %failure, "kernel not fetched");
+                let detail = match &failure {
+                    FetchFailure::OpenFailed { detail } => Some(detail.as_str()),
+                    _ => None,
+                };
+                tracing::warn!(%request, seed = %order.seed, blueprint = %order.blueprint, %failure, detail, "kernel not fetched");
                 self.deliver(state, order, Err(failure));
             }
         }
@@ -311,7 +315,7 @@ async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder) -> bool {
             false
         }
         Ok(Err(error)) => {
-            tracing::warn!(request = %order.request, %error, "request for a kernel not published");
+            tracing::warn!(request = %order.request, error = &error as &dyn std::error::Error, "request for a kernel not published");
             false
         }
         Err(_) => false,

@@ -12,6 +12,7 @@ use leyline::wire::{KernelArtifactError, KernelArtifactReady};
 use oona::{Bus, BusError, ConsumerSpec, Delivery, Heartbeat, Stream, TraceContext};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::metrics::{Ignored, Metrics};
 
@@ -120,7 +121,10 @@ async fn forward(
         match event {
             // What is in flight stays unacknowledged and comes again; answers may come twice.
             Event::Stop => return Ok(()),
-            Event::Came(delivery) => in_flight.push(hand_over(delivery, replies, metrics)),
+            Event::Came(delivery) => {
+                let span = delivery.span();
+                in_flight.push(hand_over(delivery, replies, metrics).instrument(span));
+            }
             Event::Settled | Event::Tick => {}
         }
     }
@@ -156,6 +160,9 @@ async fn ignore(delivery: Delivery, metrics: &Metrics, reason: Ignored) {
 
 fn settle(outcome: Result<(), BusError>) {
     if let Err(error) = outcome {
-        tracing::warn!(%error, "settling an answer not confirmed, the bus goes on trying");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "settling an answer not confirmed, the bus goes on trying"
+        );
     }
 }

@@ -50,6 +50,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         board,
         bus: tokio::sync::watch::channel(None).1,
         registry: Arc::new(registry),
+        logs: nissa::LogTail::default(),
         control,
         metrics,
         heartbeat: oona::Heartbeat::detached(),

@@ -172,7 +172,9 @@ impl Ingest {
         }
         match timeout(ACK_TIMEOUT, Delivery::ack_all(batch)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "not acknowledged yet"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "not acknowledged yet")
+            }
             Err(_) => tracing::warn!("no acknowledgement in time"),
         }
     }
@@ -209,7 +211,11 @@ impl Ingest {
                 Ok(Ok(depth)) => {
                     self.notify(&desk.board.backlog(Now::read(), &group, (stream, name), depth));
                 }
-                Ok(Err(error)) => tracing::debug!(name, %error, "backlog unknown"),
+                Ok(Err(error)) => tracing::debug!(
+                    name,
+                    error = &error as &dyn std::error::Error,
+                    "backlog unknown"
+                ),
                 Err(_) => tracing::debug!(name, "backlog not measured in time"),
             }
         }

@@ -18,6 +18,7 @@ mod health;
 mod http;
 mod ingest;
 mod labels;
+mod log_tail;
 mod mapping;
 mod metrics;
 pub mod slo;
@@ -42,4 +43,5 @@ pub use health::{
 pub use http::Http;
 pub use ingest::{Ingest, STREAMS};
 pub use labels::{Answer, Endpoint, Kind, Outcome, Provenance, Refusal, Source};
+pub use log_tail::{LOG_TAIL_LEN_MAX, LogLines, LogTail};
 pub use metrics::Metrics;

@@ -8,6 +8,7 @@ use leyline::Message;
 use rand::Rng as _;
 use tokio::time::Instant;
 
+use crate::attributes;
 use crate::consumer::Post;
 use crate::entry::EntryId;
 use crate::error::BusError;
@@ -39,6 +40,28 @@ impl Delivery {
     /// The trace that the message belongs to, if it says so in a way that can be read.
     pub fn trace(&self) -> Option<TraceContext> {
         TraceContext::of(&self.attributes)
+    }
+
+    /// The span of the work on this message, for the lines logged meanwhile: `stream`, `entry`,
+    /// `message_id`, `request_id` and `trace_id`, as far as the message has them.
+    pub fn span(&self) -> tracing::Span {
+        use tracing::field::{Empty, display};
+        let span = tracing::info_span!(
+            "message",
+            stream = self.stream.label(),
+            entry = Empty,
+            message_id = self.attributes.get(attributes::ID),
+            request_id = self.message.nonce(),
+            trace_id = Empty,
+        );
+        // Nothing is formatted for nobody.
+        if !span.is_disabled() {
+            span.record("entry", display(self.entry));
+            if let Some(trace) = self.trace() {
+                span.record("trace_id", trace.trace_id());
+            }
+        }
+        span
     }
 
     /// The message was handled: it never comes back. When the log cannot be reached, the consumer

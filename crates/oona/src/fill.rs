@@ -392,7 +392,7 @@ impl Filler {
         let post = Arc::clone(&self.post);
         if self.outage_logged.is_none_or(|at| at.elapsed() >= OUTAGE_LOG_INTERVAL) {
             self.outage_logged = Some(Instant::now());
-            tracing::warn!(stream = %post.stream, %error, "the log does not answer, retrying");
+            tracing::warn!(stream = %post.stream, error = error as &dyn std::error::Error, "the log does not answer, retrying");
         }
         post.metrics.count_log_failure();
         if error.is_failure() {

@@ -54,7 +54,10 @@ impl Housekeeping {
             }
             match self.round(sweep).await {
                 Err(BusError::Log(error)) if !error.is_final() => {
-                    tracing::debug!(%error, "housekeeping has to wait for the log");
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "housekeeping has to wait for the log"
+                    );
                 }
                 other => other?,
             }

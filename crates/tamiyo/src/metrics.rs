@@ -235,7 +235,11 @@ impl Metrics {
 
     pub(crate) fn reports_unsaved(&self, count: usize, error: &StoreError) {
         self.unsaved.inc_by(count as u64);
-        tracing::error!(count, %error, "field reports could not be stored; they are published all the same");
+        tracing::error!(
+            count,
+            error = error as &dyn std::error::Error,
+            "field reports could not be stored; they are published all the same"
+        );
     }
 
     pub(crate) fn report_published(&self) {

@@ -10,6 +10,7 @@ use leyline::wire::{
 use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Outgoing, Stream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::admission::{self, Admitted};
 use crate::config::Updates as Settings;
@@ -61,7 +62,10 @@ impl PolicyUpdates {
         loop {
             self.heartbeat.beat("waiting for policy updates");
             match self.next_event(&mut consumer, &stop).await? {
-                Event::Arrived(delivery) => self.handle(delivery).await,
+                Event::Arrived(delivery) => {
+                    let span = delivery.span();
+                    self.handle(delivery).instrument(span).await;
+                }
                 Event::Idle => {}
                 Event::Stop => return Ok(()),
             }
@@ -109,7 +113,10 @@ impl PolicyUpdates {
         match timeout(SETTLE_TIMEOUT, settling).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "policy update settled here, not yet in the log")
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "policy update settled here, not yet in the log"
+                )
             }
             Err(_) => tracing::warn!("settling a policy update takes long; the bus goes on trying"),
         }

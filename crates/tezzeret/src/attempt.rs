@@ -175,7 +175,7 @@ pub(crate) async fn announce(
                 Outcome::Published { .. } | Outcome::Rerouted { .. } | Outcome::Spooled { .. },
             )) => return,
             Ok(Err(error)) => {
-                tracing::warn!(blueprint = %record.job.blueprint, %error, "catalogue update not sent");
+                tracing::warn!(blueprint = %record.job.blueprint, error = &error as &dyn std::error::Error, "catalogue update not sent");
                 tokio::time::sleep(ANNOUNCE_TIMEOUT / 5).await;
             }
             Err(_) => {}

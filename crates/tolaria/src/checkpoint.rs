@@ -152,7 +152,7 @@ impl Checkpointer {
             for checkpoint in receiver {
                 match checkpoint.write(&directory) {
                     Ok(path) => debug!(path = %path.display(), epoch = checkpoint.epoch, "checkpoint written"),
-                    Err(error) => warn!(%error, epoch = checkpoint.epoch, "checkpoint not written"),
+                    Err(error) => warn!(error = &error as &dyn std::error::Error, epoch = checkpoint.epoch, "checkpoint not written"),
                 }
             }
         })?;

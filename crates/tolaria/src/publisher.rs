@@ -151,7 +151,7 @@ impl Publisher {
             }
             Ok(Err(error)) => {
                 self.metrics.publish_failed.inc();
-                warn!(?stream, %error, "copy not published");
+                warn!(?stream, error = &error as &dyn std::error::Error, "copy not published");
             }
             Err(_) => {
                 self.metrics.publish_failed.inc();

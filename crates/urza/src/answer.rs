@@ -74,7 +74,7 @@ pub(crate) async fn decide(
         Ok(Some(record)) => record,
         Ok(None) => return Decision::Missing,
         Err(error) => {
-            tracing::warn!(%blueprint, %error, "library cannot tell, request answered as unavailable");
+            tracing::warn!(%blueprint, error = &error as &dyn std::error::Error, "library cannot tell, request answered as unavailable");
             return Decision::Answer(Answer::error(request, UNAVAILABLE));
         }
     };
@@ -107,7 +107,7 @@ pub(crate) async fn replace(
 ) {
     let blueprint = &record.job.blueprint;
     if let Err(error) = library.quarantine(record, fault).await {
-        tracing::error!(%blueprint, %error, "artifact not marked as quarantined");
+        tracing::error!(%blueprint, error = &error as &dyn std::error::Error, "artifact not marked as quarantined");
     }
     if demand.order(blueprint, WhyBuild::Rebuild).is_none() {
         tracing::warn!(%blueprint, "rebuild not ordered, the next request orders it");

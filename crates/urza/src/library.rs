@@ -144,7 +144,7 @@ impl Library {
                 Ok(found)
             }
             (Err(LibraryError::Unavailable(error)), Some(record)) => {
-                tracing::warn!(%blueprint, %error, "catalogue unavailable, cached record used");
+                tracing::warn!(%blueprint, error = &error as &dyn std::error::Error, "catalogue unavailable, cached record used");
                 count(Lookup::Conservative);
                 Ok(Some(record))
             }
@@ -240,7 +240,7 @@ impl Library {
         let sound = match moving.await {
             Some((Ok(_), sound)) => sound,
             Some((Err(error), _)) => {
-                tracing::error!(artifact = %digest, %error, "corrupt artifact not moved to quarantine");
+                tracing::error!(artifact = %digest, error = &error as &dyn std::error::Error, "corrupt artifact not moved to quarantine");
                 false
             }
             None => false,

@@ -77,7 +77,7 @@ impl Maintenance {
             }
             if scrubbed.elapsed() >= self.config.scrub_interval {
                 if let Err(error) = self.scrub(&stop).await {
-                    tracing::warn!(%error, "scrub broken off");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "scrub broken off");
                 }
                 scrubbed = Instant::now();
             }
@@ -89,7 +89,10 @@ impl Maintenance {
         match self.heartbeat.during("tidying", tidying).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "abandoned temporary files removed"),
-            Err(error) => tracing::warn!(%error, "abandoned temporary files not removed"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "abandoned temporary files not removed"
+            ),
         }
     }
 

@@ -16,6 +16,7 @@ use oona::{
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::answer::{self, Answer, Decision, MISSING_ARTIFACT};
 use crate::demand::{BuildAnswer, Demand, WhyBuild};
@@ -195,7 +196,9 @@ fn handle(desk: &mut Desk, worker: &Worker, config: &PrefetchConfig, event: Even
         Event::Wanted(delivery) => {
             let until = Instant::now() + config.build_wait;
             let worker = worker.clone();
-            desk.working.push(Box::pin(async move { worker.receive(delivery, until).await }));
+            let span = delivery.span();
+            let receiving = async move { worker.receive(delivery, until).await };
+            desk.working.push(Box::pin(receiving.instrument(span)));
         }
         Event::Worked(Worked::MustWait(waiting)) => {
             let blueprint = BlueprintId::new(waiting.request.blueprint_id.clone());
@@ -266,16 +269,17 @@ impl Desk {
         for Waiting { delivery, request, until } in
             self.waiting.remove(blueprint).unwrap_or_default()
         {
-            let (worker, on_missing) = (worker.clone(), on_missing(until));
-            self.working
-                .push(Box::pin(async move { worker.work(delivery, request, on_missing).await }));
+            let (worker, on_missing, span) = (worker.clone(), on_missing(until), delivery.span());
+            let working = async move { worker.work(delivery, request, on_missing).await };
+            self.working.push(Box::pin(working.instrument(span)));
         }
     }
 
     fn answer(&mut self, worker: &Worker, waiting: Waiting, reason: &str) {
         let answer = Answer::error(&waiting.request, reason);
-        let worker = worker.clone();
-        self.working.push(Box::pin(async move { worker.settle(waiting.delivery, answer).await }));
+        let (worker, span) = (worker.clone(), waiting.delivery.span());
+        let settling = async move { worker.settle(waiting.delivery, answer).await };
+        self.working.push(Box::pin(settling.instrument(span)));
     }
 
     /// Looks whether what is waited for has arrived, by whichever process.
@@ -394,7 +398,10 @@ impl Worker {
         self.metrics.unsent.inc();
         tracing::warn!(entry = %delivery.entry, trace_id, %fault, "answer not sent, request will be retried");
         if let Err(error) = delivery.fail(&fault).await {
-            tracing::warn!(%error, "request not handed back, the bus redelivers it");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "request not handed back, the bus redelivers it"
+            );
         }
         Worked::Settled
     }
@@ -402,7 +409,10 @@ impl Worker {
 
 async fn acknowledge(delivery: Delivery) -> Worked {
     if let Err(error) = delivery.ack().await {
-        tracing::warn!(%error, "acknowledgement not confirmed, the bus goes on trying");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "acknowledgement not confirmed, the bus goes on trying"
+        );
     }
     Worked::Settled
 }

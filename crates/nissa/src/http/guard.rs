@@ -152,6 +152,7 @@ fn endpoint(uri: &Uri) -> Endpoint {
         "/v1/state" => Endpoint::State,
         "/v1/sources" => Endpoint::Sources,
         "/v1/events" => Endpoint::Events,
+        "/v1/logs" => Endpoint::Logs,
         path if path.starts_with("/v1/bus/") => Endpoint::Bus,
         path if path == "/v1/dlq" || path.starts_with("/v1/dlq/") => Endpoint::DeadLetters,
         path if path.starts_with("/v1/workers/") => Endpoint::Restart,

@@ -33,6 +33,7 @@ use crate::config::HttpConfig;
 use crate::control::WorkerControl;
 use crate::error::HttpError;
 use crate::health::HealthSource;
+use crate::log_tail::LogTail;
 use crate::metrics::Metrics;
 
 /// Pause after the system refused a connection, for want of descriptors as a rule.
@@ -56,6 +57,8 @@ pub struct Http {
     pub bus: BusSource,
     /// Every metric of the process.
     pub registry: Arc<Registry>,
+    /// The newest lines of the log.
+    pub logs: LogTail,
     /// Whom to ask for a restart.
     pub control: WorkerControl,
     /// What is counted.
@@ -94,7 +97,10 @@ impl Http {
             match self.next_event(&listener, &mut open, &stop).await {
                 Event::Accepted(stream) => open.push(self.serve(stream, &router, &closing)),
                 Event::NotAccepted(error) => {
-                    tracing::warn!(%error, "connection not accepted");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "connection not accepted"
+                    );
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 Event::Ended | Event::Idle => {}

@@ -22,6 +22,7 @@ use crate::bus::BusSource;
 use crate::config::HttpConfig;
 use crate::control::{ControlRefused, WorkerAction, WorkerControl};
 use crate::health::HealthSource;
+use crate::log_tail::{LOG_TAIL_LEN_MAX, LogTail};
 use crate::metrics::Metrics;
 
 /// The media type of what the encoder writes.
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) board: BoardSource,
     pub(super) bus: BusSource,
     pub(super) registry: Arc<Registry>,
+    pub(super) logs: LogTail,
     pub(super) control: WorkerControl,
     pub(super) metrics: Metrics,
     pub(super) subscribers: Arc<Semaphore>,
@@ -60,6 +62,7 @@ pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> 
         board: http.board.clone(),
         bus: http.bus.clone(),
         registry: http.registry.clone(),
+        logs: http.logs.clone(),
         control: http.control.clone(),
         metrics: http.metrics.clone(),
         closing,
@@ -81,6 +84,7 @@ pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> 
         .route("/v1/dlq/replay", post(bus::replay))
         .route("/v1/dlq/purge", post(bus::purge))
         .route("/v1/dlq/{id}", get(bus::letter))
+        .route("/v1/logs", get(logs))
         .route("/v1/workers/{name}/restart", post(restart))
         .route("/v1/workers/{name}/park", post(park))
         .fallback(unknown)
@@ -146,6 +150,29 @@ async fn sources(State(shared): State<Shared>) -> Response {
     Json(sources).into_response()
 }
 
+/// From which line of the log on.
+#[derive(Debug, Deserialize)]
+struct After {
+    /// Number of the last line that the asker has.
+    #[serde(default)]
+    after: u64,
+}
+
+/// The newest lines of the log, to holders of the token: a line may say what a page should not.
+async fn logs(
+    State(shared): State<Shared>,
+    Query(After { after }): Query<After>,
+    headers: HeaderMap,
+) -> Response {
+    if let Err(reason) = authorise(&shared.config, &headers) {
+        return refuse(&shared, reason);
+    }
+    let found = shared.logs.after(after, LOG_TAIL_LEN_MAX);
+    // Each line is a JSON object already.
+    let body = format!("{{\"last\":{},\"lines\":[{}]}}", found.last, found.lines.join(","));
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
 async fn restart(
     State(shared): State<Shared>,
     Path(name): Path<String>,
@@ -194,7 +221,7 @@ async fn change(
 
 async fn unknown() -> Response {
     let paths = "/ /livez /readyz /healthz /metrics /metrics/summary /v1/state /v1/sources \
-                 /v1/events /v1/bus/streams /v1/bus/entries /v1/dlq";
+                 /v1/events /v1/bus/streams /v1/bus/entries /v1/dlq /v1/logs";
     let body = json!({ "error": "there is nothing here", "paths": paths });
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }

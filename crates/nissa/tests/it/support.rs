@@ -55,6 +55,7 @@ pub async fn serve<F: Future<Output = ()>>(config: HttpConfig, test: impl FnOnce
         board: board_source,
         bus: watch::channel(None).1,
         registry: Arc::new(registry),
+        logs: nissa::LogTail::default(),
         control,
         metrics,
         heartbeat: oona::Heartbeat::detached(),

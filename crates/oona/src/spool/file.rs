@@ -120,7 +120,7 @@ impl File {
                 if error.kind() == std::io::ErrorKind::NotFound {
                     return None;
                 }
-                tracing::warn!(path = %path.display(), %error, "a spool cannot be opened now");
+                tracing::warn!(path = %path.display(), error = &error as &dyn std::error::Error, "a spool cannot be opened now");
                 None
             }
             Err(error) => {
@@ -242,7 +242,7 @@ impl File {
 fn set_aside(path: &Path, error: &str) {
     tracing::error!(path = %path.display(), error, "a spool is damaged and set aside");
     if let Err(error) = fs::rename(path, path.with_extension(ASIDE_EXTENSION)) {
-        tracing::error!(path = %path.display(), %error, "it cannot be renamed");
+        tracing::error!(path = %path.display(), error = &error as &dyn std::error::Error, "it cannot be renamed");
     }
 }
 

@@ -229,7 +229,11 @@ impl Shared {
                     self.wake.notify_one();
                 }
                 Err(error) => {
-                    tracing::error!(%error, cause = %error.source, messages = journal.len(), "the spool cannot write");
+                    tracing::error!(
+                        error = error as &dyn std::error::Error,
+                        messages = journal.len(),
+                        "the spool cannot write"
+                    );
                     let mut desk = self.desk();
                     for (place, value) in &journal {
                         desk.book.settle(place.lane, 1, value.len() as u64);

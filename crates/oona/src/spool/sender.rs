@@ -231,7 +231,7 @@ impl Spool {
                 tracing::error!(%stream, messages = aside.len(), path = %file.path().display(), "messages in the spool were tampered with, or signed with a secret that is no longer known; they are set aside");
             }
             if let Err(error) = file.remove(&records, &aside) {
-                tracing::error!(%error, path = %file.path().display(), "what was sent cannot be removed from the spool; a later process sends it again, and readers refuse it as a replay");
+                tracing::error!(error = &error as &dyn std::error::Error, path = %file.path().display(), "what was sent cannot be removed from the spool; a later process sends it again, and readers refuse it as a replay");
             }
             let bytes = records.iter().map(|(_, value)| value.len() as u64).sum();
             let mut desk = shared.desk();
@@ -247,7 +247,7 @@ impl Spool {
             let done = |file: &File| match file.remove_if_empty() {
                 Ok(done) => done,
                 Err(error) => {
-                    tracing::warn!(%error, path = %file.path().display(), "an empty spool cannot be removed");
+                    tracing::warn!(error = &error as &dyn std::error::Error, path = %file.path().display(), "an empty spool cannot be removed");
                     false
                 }
             };

@@ -170,7 +170,10 @@ impl FieldReports {
                     settled.push(pending.report.report_id);
                 }
                 Sent::Never(error) => {
-                    tracing::error!(%error, "a field report cannot be published; it stays on disk");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "a field report cannot be published; it stays on disk"
+                    );
                     self.metrics.report_dropped(Dropped::Unsendable, &pending.report.report_id);
                     settled.push(pending.report.report_id);
                 }
@@ -197,7 +200,10 @@ impl FieldReports {
         match self.with_store(desk, move |store| store.mark_published(&settled)).await {
             Err(error @ StoreError::TimedOut { .. }) => Err(error),
             Err(error) => {
-                tracing::warn!(%error, "published reports could not be noted; they may be sent again");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "published reports could not be noted; they may be sent again"
+                );
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -230,7 +236,10 @@ impl FieldReports {
         match self.with_store(desk, move |store| store.expire(retention, now)).await {
             Err(error @ StoreError::TimedOut { .. }) => Err(error),
             Err(error) => {
-                tracing::warn!(%error, "old field reports could not be removed");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "old field reports could not be removed"
+                );
                 Ok(())
             }
             Ok(_) => Ok(()),

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::logging::LogFormat;
+use crate::logging::{self, LogFormat};
 use crate::settings::{Faults, Resolved, Sources, resolve};
 use crate::training::Ask;
 
@@ -170,7 +170,9 @@ pub enum Command {
 /// Runs what was typed and returns the exit code. Prints the failure, if there is one.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(arguments);
-    match run(cli) {
+    let outcome = run(cli);
+    logging::flush();
+    match outcome {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("error: {failure}");

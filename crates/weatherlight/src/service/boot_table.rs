@@ -67,6 +67,8 @@ pub struct Endpoint {
     pub bus: nissa::bus::BusSource,
     /// Every metric of the process.
     pub registry: Arc<Registry>,
+    /// The newest lines of the log.
+    pub logs: nissa::LogTail,
     /// The way to the supervisor.
     pub control: WorkerControl,
     /// What nissa counts.
@@ -80,7 +82,7 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
         let Endpoint { config, health, board, bus, registry, control, metrics, .. } = &endpoint;
         let (config, health, board) = (Arc::clone(config), health.clone(), board.clone());
         let (registry, control, metrics) = (Arc::clone(registry), control.clone(), metrics.clone());
-        let bus = bus.clone();
+        let (bus, logs) = (bus.clone(), endpoint.logs.clone());
         async move {
             let heartbeat = context.heartbeat;
             let listener = listener?;
@@ -91,6 +93,7 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
                 board,
                 bus,
                 registry,
+                logs,
                 control,
                 metrics,
                 heartbeat,

@@ -8,6 +8,7 @@ use leyline::wire::{EmergencyLevel, EmergencySignal};
 use oona::{BusError, Delivery};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 /// Signals that may wait; the lane keeps what does not fit on the log.
 pub const SIGNALS_LEN_MAX: usize = 64;
@@ -53,7 +54,10 @@ impl Receiver {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), BusError> {
         loop {
             match self.next_event(&stop).await {
-                Event::Signal(delivery) => self.signal(delivery).await?,
+                Event::Signal(delivery) => {
+                    let span = delivery.span();
+                    self.signal(delivery).instrument(span).await?;
+                }
                 Event::Rerouted(deliveries) => self.rerouted(deliveries).await?,
                 Event::Stop => return Ok(()),
             }

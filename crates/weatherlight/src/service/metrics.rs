@@ -11,6 +11,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::logging::Logs;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WorkerLabels {
     /// A name of the boot table, so there are as many values as rows.
@@ -43,6 +45,8 @@ impl OwnMetrics {
         own.register("worker_backoff_seconds", "Time until its next start", m.backoff);
         own.register("uptime_seconds", "Time since the service began", m.uptime);
         own.register("ready", "Whether the service is ready", m.ready);
+        // A process without a log of its own (a test) counts nothing.
+        Logs::current().map(|logs| logs.metrics()).unwrap_or_default().register(own);
         metrics
     }
 

@@ -15,6 +15,7 @@ use super::emergency::EmergencyPicture;
 use super::metrics::AllMetrics;
 use super::parts::{ForgePorts, OpenError, Parts, open_bus, open_library, open_policies};
 use super::trainer::{self, Attachment, TrainerPorts};
+use crate::logging::Logs;
 use crate::settings::EsperSettings;
 use crate::supervisor::{
     Boot, BootFailure, BusPicture, Exit, Handle, Identity, Reload, RestartPolicy, Row, Setup,
@@ -88,6 +89,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         listener,
         config: Arc::new(HttpConfig { token, ..HttpConfig::default() }),
         health: handle.health(),
+        logs: Logs::current().map(|logs| logs.tail()).unwrap_or_default(),
         board: board_source,
         bus: bus_source,
         registry,
@@ -202,7 +204,10 @@ pub(super) async fn run(
     if let Ok(bus) = bus.try_recv() {
         match tokio::time::timeout(CLOSE_TIMEOUT, close(&bus, trained.as_ref())).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the log was not left tidy"),
+            Ok(Err(error)) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the log was not left tidy"
+            ),
             Err(_) => tracing::warn!("the log was not left tidy in time"),
         }
     }

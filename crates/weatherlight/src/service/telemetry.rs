@@ -118,7 +118,10 @@ impl Telemetry {
                 Ok(())
             }
             Err(PublishError::Log(error)) => {
-                tracing::debug!(%error, "telemetry packet not published");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "telemetry packet not published"
+                );
                 Ok(())
             }
             Err(error) => Err(error),

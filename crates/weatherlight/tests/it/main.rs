@@ -6,5 +6,6 @@
 mod bed;
 mod bus;
 mod demo;
+mod logs;
 mod refusals;
 mod service;

@@ -45,7 +45,10 @@ impl Shared {
         let thread = std::thread::Builder::new().name("oona-absorb".to_owned());
         if let Err(error) = thread.spawn(move || shared.absorb_all()) {
             // The journal holds it meanwhile; the next frame tries again.
-            tracing::warn!(%error, "no thread for the embedded log's store");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "no thread for the embedded log's store"
+            );
             self.core().absorbing = false;
         }
     }
@@ -100,7 +103,7 @@ impl Shared {
                 tracing::info!(path = %self.path.display(), size, "the embedded log's file was compacted");
             }
             Ok(Err(error)) => {
-                tracing::warn!(path = %self.path.display(), %error, "the embedded log's file could not be compacted");
+                tracing::warn!(path = %self.path.display(), error = &error as &dyn std::error::Error, "the embedded log's file could not be compacted");
             }
             // Opened again by the next who needs it.
             Err(_) => *store = None,
@@ -111,7 +114,7 @@ impl Shared {
     fn wait_out(&self, error: redb::Error) -> bool {
         let mut core = self.core();
         if core.store_failure.is_none() {
-            tracing::error!(path = %self.path.display(), %error, "the embedded log's store cannot write, its journal goes on");
+            tracing::error!(path = %self.path.display(), error = &error as &dyn std::error::Error, "the embedded log's store cannot write, its journal goes on");
         }
         core.store_failure = Some(Arc::new(error));
         self.room.notify_all();
