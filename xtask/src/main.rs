@@ -1,6 +1,7 @@
 //! Developer commands. `cargo xtask check` is the whole gate, here and in CI; `cargo xtask test`
 //! is the test command of the README and a part of it; `cargo xtask gen` writes every generated file.
 
+mod chaos;
 mod debian;
 mod deploy;
 mod fuzz;
@@ -47,6 +48,8 @@ enum Command {
     /// Check the systemd unit, the container files, the Kubernetes example and the dashboards: by the
     /// program's own tables, then by their own tools where those can be had.
     Deploy,
+    /// The built service under one fault after another, and the table of what it kept of its promises.
+    Chaos(chaos::Options),
     /// Write every generated file.
     Gen,
 }
@@ -58,6 +61,7 @@ fn main() -> Result<()> {
         Command::Test { rest } => test(&root, &rest),
         Command::Fuzz { seconds } => fuzz::run(&root, seconds),
         Command::Deploy => deploy::check(&root),
+        Command::Chaos(options) => chaos::run(&root, &options),
         Command::Gen => generate::write(&root),
     }
 }

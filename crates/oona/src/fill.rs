@@ -11,6 +11,7 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use crate::breaker::Breaker;
+use crate::chaos::{self, Point};
 use crate::check::{Checked, Checker, Refusal, Verdict};
 use crate::consumer::{Post, Role};
 use crate::entry::{EntryId, RawEntry};
@@ -18,6 +19,7 @@ use crate::error::{BusError, LogError};
 use crate::log::NonceClaim;
 use crate::metrics::Consumed;
 use crate::reading::{Arrived, Reading};
+use crate::stream::Stream;
 use crate::unseen::Unseen;
 
 /// Longest time between two heartbeats.
@@ -167,17 +169,28 @@ impl Filler {
         self.pay_owed().await?;
         if self.batch.is_none() {
             let entries = self.gather().await?;
+            self.pass(Point::RequestRead, entries.len());
             self.post.work.take_in(entries.iter().map(|entry| entry.id));
-            self.batch = Some(self.check(entries).await);
+            let batch = self.check(entries).await;
+            self.pass(Point::RequestVerified, batch.checked.len());
+            self.batch = Some(batch);
         }
         self.claim().await?;
         let Some(batch) = self.batch.take() else { return Ok(Vec::new()) };
+        self.pass(Point::NonceClaimed, batch.checked.len());
         if let Err(error) = self.post.log.ack(&self.post.seat, &batch.refused).await {
             self.batch = Some(batch);
             return Err(error);
         }
         self.post.work.let_go_all(&batch.refused);
         Ok(batch.checked.into_iter().map(|checked| Ready { checked }).collect())
+    }
+
+    /// Passes a point of the path of requests; other streams have none.
+    fn pass(&self, point: Point, requests: usize) {
+        if self.post.stream == Stream::KernelRequests && self.post.role == Role::Handler {
+            chaos::points(point, requests);
+        }
     }
 
     /// Acknowledgements that failed earlier.

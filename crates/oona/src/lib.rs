@@ -15,6 +15,8 @@ pub mod bench;
 mod breaker;
 mod bucket;
 mod bus;
+#[doc(hidden)]
+pub mod chaos;
 mod check;
 mod config;
 mod conservative;

@@ -102,7 +102,9 @@ impl Workshop {
             strategy: strategy.name().to_owned(),
             tier: job.blueprint().tier().into(),
         };
-        Ok(self.library.store(new).await?)
+        let record = self.library.store(new).await?;
+        oona::chaos::point(oona::chaos::Point::ArtifactStored);
+        Ok(record)
     }
 
     /// Compiles on a thread of its own. A thread cannot be ended from outside: after the deadline it is told to stop

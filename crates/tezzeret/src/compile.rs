@@ -52,6 +52,7 @@ pub fn compile(
         difference = difference.max(check(&graph, &params, probe)?);
     }
     proceed(cancel)?;
+    oona::chaos::point(oona::chaos::Point::KernelCompiling);
     let manifest = manifest(job, graph, &params)?;
     let (bytes, _) = write_bytes(&manifest, &params)?;
     let took = started.elapsed();

@@ -17,6 +17,7 @@ use sqlx::sqlite::{
 };
 
 use crate::config::Config;
+use crate::damage;
 use crate::error::{LibraryError, OpenError, StoreFault};
 use crate::files::Files;
 use crate::job::JobKey;
@@ -57,8 +58,23 @@ pub(crate) struct Catalogue {
 }
 
 impl Catalogue {
-    /// Opens the catalogue, bringing it up to date.
+    /// Opens the catalogue, bringing it up to date. A damaged one is set aside, and an empty one begun: the forge fills
+    /// it again, and requests wait for it meanwhile.
     pub(crate) async fn open(config: &Config, files: Files) -> Result<Self, OpenError> {
+        let opened = Self::try_open(config, &files).await;
+        let Err(OpenError::Damaged { .. }) = &opened else { return opened };
+        let path = config.catalogue.path();
+        let _alone = damage::lock(path).await?;
+        // Another process may have replaced it meanwhile.
+        let opened = Self::try_open(config, &files).await;
+        let Err(OpenError::Damaged { problem, .. }) = &opened else { return opened };
+        let aside = damage::set_aside(path)?;
+        let (path, aside) = (path.display(), aside.display());
+        tracing::error!(%path, %aside, problem, "catalogue damaged, set aside; its kernels are compiled again");
+        Self::try_open(config, &files).await
+    }
+
+    async fn try_open(config: &Config, files: &Files) -> Result<Self, OpenError> {
         let path = config.catalogue.path();
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         if let Some(parent) = parent {
@@ -78,9 +94,45 @@ impl Catalogue {
             .acquire_timeout(config.query_timeout)
             .connect_with(options)
             .await
-            .map_err(|source| OpenError::Catalogue { path: path.to_owned(), source })?;
-        migrate(&pool, path).await?;
-        Ok(Self { pool, files, query_timeout: config.query_timeout })
+            .map_err(|source| {
+                damage::fault(path, source, |path, source| OpenError::Catalogue { path, source })
+            })?;
+        let catalogue = Self { pool, files: files.clone(), query_timeout: config.query_timeout };
+        let prepared = catalogue.prepare(path).await;
+        if prepared.is_err() {
+            // Nothing of it may be open when the file is set aside.
+            catalogue.close().await;
+        }
+        prepared.map(|()| catalogue)
+    }
+
+    async fn prepare(&self, path: &Path) -> Result<(), OpenError> {
+        let fault = |source| {
+            damage::fault(path, source, |path, source| OpenError::Catalogue { path, source })
+        };
+        let query = sqlx::query_scalar::<_, String>("PRAGMA quick_check(1)");
+        let said = query.fetch_one(&self.pool).await.map_err(fault)?;
+        if said != "ok" {
+            return Err(damage::damaged(path, &said));
+        }
+        migrate(&self.pool, path).await?;
+        self.remove_unreadable().await.map_err(fault)
+    }
+
+    /// Removes rows that cannot be read as records: nobody could be served by them, and the forge builds them again.
+    async fn remove_unreadable(&self) -> Result<(), sqlx::Error> {
+        let rows = sqlx::query("SELECT * FROM records").fetch_all(&self.pool).await?;
+        for row in rows {
+            let id = row.try_get::<i64, _>("id")?;
+            if let Err(column) = read(&row, RecordId(id), &self.files) {
+                sqlx::query("DELETE FROM records WHERE id = ?")
+                    .bind(id)
+                    .execute(&self.pool)
+                    .await?;
+                tracing::error!(id, column, "unreadable row removed from the catalogue");
+            }
+        }
+        Ok(())
     }
 
     /// The newest active default artifact of a blueprint.
@@ -338,11 +390,21 @@ async fn migrate(pool: &SqlitePool, path: &Path) -> Result<(), OpenError> {
                 return Err(OpenError::Newer { path, version });
             }
             Err(MigrateError::VersionMismatch(version)) => {
-                return Err(OpenError::Altered { path, version });
+                // A migration never changes once it is released, so this is no other program's catalogue.
+                let problem = format!("migration {version} is not what it was");
+                return Err(OpenError::Damaged { path, problem });
+            }
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _))
+                if damage::is_damage(&path, &error) =>
+            {
+                return Err(damage::damaged(&path, &error));
             }
             Err(source) if attempt == MIGRATE_ATTEMPTS => {
                 return Err(match source {
-                    MigrateError::Dirty(version) => OpenError::Altered { path, version },
+                    MigrateError::Dirty(version) => {
+                        let problem = format!("migration {version} was left half done");
+                        OpenError::Damaged { path, problem }
+                    }
                     source => OpenError::Migrate { path, source },
                 });
             }

@@ -31,19 +31,20 @@ pub enum OpenError {
         /// The unknown version found in it.
         version: i64,
     },
-    /// A migration that was applied is not the one this program carries, or was left half done.
+    /// The file is damaged. Opening sets such a catalogue aside and begins an empty one, so this is what remains when
+    /// the new one cannot be used either.
     #[error(
-        "catalogue {path} was altered (schema version {version}); restore it from a copy or set another URZA_DATABASE_URL"
+        "catalogue {path} is damaged ({problem}) and so is the new one; check the disk or set another URZA_DATABASE_URL"
     )]
-    Altered {
+    Damaged {
         /// The catalogue's file.
         path: PathBuf,
-        /// The version at fault.
-        version: i64,
+        /// What was found.
+        problem: String,
     },
     /// SQLite could not open or migrate the file.
     #[error(
-        "cannot open catalogue {path}; check that it is a SQLite file and that its directory is writable"
+        "cannot open catalogue {path}; check that it is a SQLite file and that its directory is writable; a broken one may be moved away, its kernels are compiled again"
     )]
     Catalogue {
         /// The catalogue's file.

@@ -82,6 +82,7 @@ impl Files {
             tempfile::Builder::new().prefix("store-").tempfile_in(self.root.join(TMP))?;
         temporary.write_all(bytes)?;
         temporary.as_file().sync_all()?;
+        oona::chaos::point(oona::chaos::Point::ArtifactWritten);
         let shard = path.parent().unwrap_or(&self.root);
         let shard_is_new = !shard.exists();
         fs::create_dir_all(shard)?;

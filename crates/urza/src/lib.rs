@@ -13,6 +13,7 @@ mod answer;
 mod cache;
 mod catalogue;
 mod config;
+mod damage;
 mod demand;
 mod error;
 mod files;

@@ -9,6 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use leyline::Message;
 use leyline::ids::BlueprintId;
 use leyline::wire::{KernelPrefetchRequest, MessagePriority};
+use oona::chaos::{self, Point};
 use oona::{
     Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Order, Outgoing, Stream,
     TraceContext,
@@ -158,6 +159,7 @@ impl Prefetcher {
             worker.metrics.waiting.set(desk.waiting_len() as i64);
         }
         self.heartbeat.beat("draining");
+        chaos::points(Point::Draining, desk.working.len() + desk.waiting_len());
         let drain = async { while desk.working.next().await.is_some() {} };
         // Answers that take longer stay unacknowledged and are given by the next instance.
         let _ = tokio::time::timeout(
@@ -355,7 +357,9 @@ impl Worker {
         request: KernelPrefetchRequest,
         on_missing: OnMissing,
     ) -> Worked {
-        let answer = match answer::decide(&self.library, &self.demand, &request).await {
+        let decision = answer::decide(&self.library, &self.demand, &request).await;
+        chaos::point(Point::LibraryAsked);
+        let answer = match decision {
             Decision::Answer(answer) => answer,
             Decision::Missing => match on_missing {
                 OnMissing::WaitUntil(until) => {
@@ -384,9 +388,11 @@ impl Worker {
             message: &answer.message,
             traceparent: traceparent.as_deref(),
         });
+        chaos::point(Point::AnswerMade);
         let published = tokio::time::timeout(self.publish_timeout, publishing).await;
         let fault = match published {
             Ok(Ok(outcome)) if outcome.is_accepted() => {
+                chaos::point(Point::AnswerPublished);
                 self.metrics.answered(answer.outcome, delivery.received_at.elapsed());
                 tracing::debug!(entry = %delivery.entry, ?stream, trace_id, "request answered");
                 return acknowledge(delivery).await;
@@ -408,11 +414,12 @@ impl Worker {
 }
 
 async fn acknowledge(delivery: Delivery) -> Worked {
-    if let Err(error) = delivery.ack().await {
-        tracing::warn!(
+    match delivery.ack().await {
+        Ok(()) => chaos::point(Point::RequestAcknowledged),
+        Err(error) => tracing::warn!(
             error = &error as &dyn std::error::Error,
             "acknowledgement not confirmed, the bus goes on trying"
-        );
+        ),
     }
     Worked::Settled
 }

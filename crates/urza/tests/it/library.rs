@@ -260,3 +260,56 @@ async fn a_store_wakes_whoever_waits() {
     changes.changed().await.unwrap();
     assert!(*changes.borrow() > before);
 }
+
+/// Whatever is done to the catalogue's file, the library opens, keeps the damaged one, and takes the artifact again.
+#[tokio::test]
+async fn a_damaged_catalogue_is_set_aside_and_filled_again() {
+    type Damage = fn(&mut Vec<u8>);
+    let cases: [(&str, Damage); 3] = [
+        ("cut in half", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("cut behind the header", |bytes| bytes.truncate(100)),
+        ("its pages overwritten", |bytes| bytes[4096..].fill(0x5a)),
+    ];
+    for (name, damage) in cases {
+        let fixture = fixture().await;
+        let stored = fixture.library.store(artifact("BP001", b"one")).await.unwrap();
+        fixture.library.close().await;
+        let path = fixture.dir.path().join("catalog.db");
+        let mut bytes = std::fs::read(&path).unwrap();
+        damage(&mut bytes);
+        std::fs::write(&path, &bytes).unwrap();
+        // A journal that still has the pages would heal it, which is SQLite's to prove.
+        for companion in ["catalog.db-wal", "catalog.db-shm"] {
+            let _ = std::fs::remove_file(fixture.dir.path().join(companion));
+        }
+
+        let library = fixture.another_process().await;
+        assert_eq!(library.find(&"BP001".into()).await.unwrap(), None, "{name}");
+        let again = library.store(artifact("BP001", b"one")).await.unwrap();
+        assert_eq!(again.digest, stored.digest, "{name}");
+        assert!(library.find(&"BP001".into()).await.unwrap().is_some(), "{name}");
+        let aside: Vec<_> = std::fs::read_dir(fixture.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.to_string_lossy().contains("catalog.db.damaged-"))
+            .collect();
+        assert_eq!(aside.len(), 1, "{name}: {aside:?}");
+        assert_eq!(std::fs::read(&aside[0]).unwrap(), bytes, "{name}: what was damaged is kept");
+    }
+}
+
+#[tokio::test]
+async fn two_processes_that_find_the_damage_at_once_make_one_new_catalogue() {
+    let fixture = fixture().await;
+    fixture.library.close().await;
+    let path = fixture.dir.path().join("catalog.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096..].fill(0x5a);
+    std::fs::write(&path, bytes).unwrap();
+    let (one, other) = tokio::join!(fixture.another_process(), fixture.another_process());
+    one.store(artifact("BP001", b"one")).await.unwrap();
+    assert!(
+        other.find(&"BP001".into()).await.unwrap().is_some(),
+        "both use the same new catalogue"
+    );
+}

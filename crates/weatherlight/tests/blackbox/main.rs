@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod kill_points;
 mod operator;
 mod redis;
 mod service;
