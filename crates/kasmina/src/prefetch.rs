@@ -3,12 +3,13 @@
 //! It stands between the training thread, which never waits for it, and the bus. Orders come in by
 //! a bounded queue, results go back by another; a pending table joins requests and answers.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use leyline::Message;
 use leyline::ids::{BlueprintId, RequestId, RunId};
 use leyline::time::{now_unix_ms, timestamp};
@@ -138,7 +139,13 @@ impl Prefetch {
             match next_event(&mut state, &mut started, &stop).await {
                 Event::Stop => return Ok(()),
                 Event::Ordered(order) => state.table.record(order, Instant::now()),
-                Event::Replied(reply) => self.replied(&mut state, &started, reply),
+                Event::Replied(reply) => {
+                    self.heartbeat.beat_about("taking an answer", reply.answer.request());
+                    // An answer that panics here is not confirmed, so its attempt has failed and it
+                    // becomes a dead letter in the end; the panic's hook has reported it.
+                    let taking = AssertUnwindSafe(|| self.replied(&mut state, &started, reply));
+                    drop(catch_unwind(taking));
+                }
                 Event::Progress(progress) => self.progressed(&mut state, progress),
                 Event::Tick => {}
             }
@@ -192,7 +199,11 @@ impl Prefetch {
         }
         let Some((order, ordered)) = state.table.opening(&request) else { return };
         started.push(Box::pin(async move {
-            let result = open_for(order, ready, ordered).await;
+            let opening = AssertUnwindSafe(open_for(order, ready, ordered)).catch_unwind();
+            let result = opening.await.unwrap_or_else(|panic| {
+                let detail = format!("opening panicked: {}", oona::panic_text(panic.as_ref()));
+                Err(FetchFailure::OpenFailed { detail })
+            });
             Progress::Opened(request, result, done)
         }));
     }

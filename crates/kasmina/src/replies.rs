@@ -5,14 +5,13 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use leyline::Message;
 use leyline::wire::{KernelArtifactError, KernelArtifactReady};
 use oona::{Bus, BusError, ConsumerSpec, Delivery, Heartbeat, Stream, TraceContext};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
 use crate::metrics::{Ignored, Metrics};
 
@@ -28,6 +27,16 @@ const HANDLE_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) enum Answer {
     Ready(KernelArtifactReady),
     Error(KernelArtifactError),
+}
+
+impl Answer {
+    /// Which request it answers.
+    pub(crate) fn request(&self) -> &str {
+        match self {
+            Self::Ready(ready) => &ready.request_id,
+            Self::Error(error) => &error.request_id,
+        }
+    }
 }
 
 /// An answer on its way to the coordinator.
@@ -121,10 +130,12 @@ async fn forward(
         match event {
             // What is in flight stays unacknowledged and comes again; answers may come twice.
             Event::Stop => return Ok(()),
-            Event::Came(delivery) => {
-                let span = delivery.span();
-                in_flight.push(hand_over(delivery, replies, metrics).instrument(span));
-            }
+            // Nothing comes back from an answer that panics its handler: it was failed.
+            Event::Came(delivery) => in_flight.push(
+                delivery
+                    .attempt(heartbeat, "handing over", |it| hand_over(it, replies, metrics))
+                    .map(drop),
+            ),
             Event::Settled | Event::Tick => {}
         }
     }

@@ -181,6 +181,12 @@ pub struct Health {
     pub ready: bool,
     /// Why it is not ready; empty when it is.
     pub reasons: Vec<String>,
+    /// Critical workers that have missed their heartbeat and are not replaced yet.
+    #[serde(default)]
+    pub hung: Vec<String>,
+    /// Seconds that a stop in progress may still take; `None` while nothing stops.
+    #[serde(default)]
+    pub drain_left_s: Option<f64>,
     /// Seconds since the process began.
     pub uptime_s: f64,
     /// Version of the service.
@@ -211,6 +217,8 @@ impl Health {
             phase: ProcessPhase::Booting,
             ready: false,
             reasons: vec!["the service is booting".to_owned()],
+            hung: Vec::new(),
+            drain_left_s: None,
             uptime_s: 0.0,
             version: version.into(),
             log: log.into(),

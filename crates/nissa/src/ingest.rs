@@ -3,6 +3,7 @@
 //! It is the board's only writer. Each replica reads through a group of its own, so each sees
 //! everything; the emergency lane comes first, because what is urgent is sent there.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,11 +167,24 @@ impl Ingest {
     /// Applies a batch, then acknowledges it. The board is in memory, so a batch that is delivered
     /// again after a crash meets a board that has not seen it.
     async fn ingest(&self, desk: &mut Desk, batch: Vec<Delivery>) {
-        self.heartbeat.beat("applying messages");
-        for delivery in &batch {
-            self.apply(&mut desk.board, delivery);
+        let mut applied = Vec::with_capacity(batch.len());
+        let mut poison = Vec::new();
+        for delivery in batch {
+            self.heartbeat.beat_about("applying a message", delivery.entry);
+            // What a panic leaves half done is one message's share of the board.
+            let applying = AssertUnwindSafe(|| self.apply(&mut desk.board, &delivery));
+            match catch_unwind(applying) {
+                Ok(()) => applied.push(delivery),
+                Err(panic) => poison.push((delivery.spare(), panic)),
+            }
         }
-        match timeout(ACK_TIMEOUT, Delivery::ack_all(batch)).await {
+        let settling = async {
+            for (spare, panic) in poison {
+                spare.fail(panic).await;
+            }
+            Delivery::ack_all(applied).await
+        };
+        match timeout(ACK_TIMEOUT, settling).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "not acknowledged yet")

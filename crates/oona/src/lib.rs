@@ -10,6 +10,7 @@
 //! Nothing here spawns: the supervisor runs [`Housekeeping`] and [`EmergencyLane`] as workers.
 
 mod admission;
+mod attempt;
 pub mod attributes;
 pub mod bench;
 mod breaker;
@@ -53,6 +54,7 @@ mod trace;
 mod unseen;
 mod work;
 
+pub use attempt::{Spare, panic_text};
 pub use breaker::{BreakerPosition, BreakerStanding};
 pub use bus::Bus;
 pub use check::Refusal;
@@ -65,7 +67,7 @@ pub use durability::{Durabilities, Durability, DurabilityFault};
 pub use emergency::EmergencyLane;
 pub use entry::{BadEntryId, EntryId};
 pub use error::{BusError, LogError, PublishError};
-pub use heartbeat::Heartbeat;
+pub use heartbeat::{Heartbeat, Over, Sighting};
 pub use housekeeping::Housekeeping;
 pub use live::{Limits, Live};
 pub use log::{About, Capabilities, ServerKind, check_url, probe};

@@ -114,6 +114,12 @@ impl Work {
         self.held().entries.contains_key(&id)
     }
 
+    /// Whether the consumer has this entry and owes no acknowledgement of it.
+    pub(crate) fn is_unsettled(&self, id: EntryId) -> bool {
+        let held = self.held();
+        held.entries.contains_key(&id) && !held.owed.contains(&id)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.held().entries.len()
     }

@@ -10,7 +10,6 @@ use leyline::wire::{
 use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Outgoing, Stream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
 use crate::admission::{self, Admitted};
 use crate::config::Updates as Settings;
@@ -63,8 +62,9 @@ impl PolicyUpdates {
             self.heartbeat.beat("waiting for policy updates");
             match self.next_event(&mut consumer, &stop).await? {
                 Event::Arrived(delivery) => {
-                    let span = delivery.span();
-                    self.handle(delivery).instrument(span).await;
+                    let judging = "judging a policy update";
+                    // Nothing comes back from an update that panics its handler: it was failed.
+                    let _ = delivery.attempt(&self.heartbeat, judging, |it| self.handle(it)).await;
                 }
                 Event::Idle => {}
                 Event::Stop => return Ok(()),
@@ -87,7 +87,7 @@ impl PolicyUpdates {
     }
 
     /// Judges one update, and settles its delivery after its effect.
-    async fn handle(&self, delivery: Box<Delivery>) {
+    async fn handle(&self, delivery: Delivery) {
         let result = match &delivery.message {
             // An update's age is that at which it reached the stream, not that at which we got to it.
             Message::PolicyUpdate(update) => self.apply(update, delivery.entry.ms).await,
@@ -161,14 +161,14 @@ impl PolicyUpdates {
 
     /// Keeps and swaps, on a thread for blocking work.
     async fn keep(&self, admitted: Admitted, update: &PolicyUpdate) -> Result<(), ArchiveError> {
-        self.heartbeat.beat("keeping a policy");
+        let after = self.settings.store_timeout;
+        self.heartbeat.beat_within("keeping a policy", after + Heartbeat::INTERVAL);
         let (store, update) = (self.store.clone(), update.clone());
         let working = tokio::task::spawn_blocking(move || store.apply(admitted, &update));
-        let after = self.settings.store_timeout;
         match timeout(after, working).await {
             Ok(Ok(kept)) => kept,
             Ok(Err(failed)) => match failed.try_into_panic() {
-                // A panic in there is one of this worker; the supervisor reports it.
+                // A panic in there is one of this update's handler.
                 Ok(panic) => std::panic::resume_unwind(panic),
                 // The runtime is shutting down.
                 Err(_) => Err(ArchiveError::TimedOut { after }),

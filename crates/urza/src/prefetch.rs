@@ -17,7 +17,6 @@ use oona::{
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
 use crate::answer::{self, Answer, Decision, MISSING_ARTIFACT};
 use crate::demand::{BuildAnswer, Demand, WhyBuild};
@@ -149,6 +148,7 @@ impl Prefetcher {
             demand: self.demand,
             metrics: self.metrics,
             publish_timeout: self.config.publish_timeout,
+            heartbeat: self.heartbeat.clone(),
         };
         loop {
             self.heartbeat.beat("serving");
@@ -198,9 +198,9 @@ fn handle(desk: &mut Desk, worker: &Worker, config: &PrefetchConfig, event: Even
         Event::Wanted(delivery) => {
             let until = Instant::now() + config.build_wait;
             let worker = worker.clone();
-            let span = delivery.span();
-            let receiving = async move { worker.receive(delivery, until).await };
-            desk.working.push(Box::pin(receiving.instrument(span)));
+            desk.working.push(Box::pin(async move {
+                worker.attempt(delivery, |delivery| worker.receive(delivery, until)).await
+            }));
         }
         Event::Worked(Worked::MustWait(waiting)) => {
             let blueprint = BlueprintId::new(waiting.request.blueprint_id.clone());
@@ -271,17 +271,20 @@ impl Desk {
         for Waiting { delivery, request, until } in
             self.waiting.remove(blueprint).unwrap_or_default()
         {
-            let (worker, on_missing, span) = (worker.clone(), on_missing(until), delivery.span());
-            let working = async move { worker.work(delivery, request, on_missing).await };
-            self.working.push(Box::pin(working.instrument(span)));
+            let (worker, on_missing) = (worker.clone(), on_missing(until));
+            self.working.push(Box::pin(async move {
+                let work = |delivery| worker.work(delivery, request, on_missing);
+                worker.attempt(delivery, work).await
+            }));
         }
     }
 
     fn answer(&mut self, worker: &Worker, waiting: Waiting, reason: &str) {
         let answer = Answer::error(&waiting.request, reason);
-        let (worker, span) = (worker.clone(), waiting.delivery.span());
-        let settling = async move { worker.settle(waiting.delivery, answer).await };
-        self.working.push(Box::pin(settling.instrument(span)));
+        let worker = worker.clone();
+        self.working.push(Box::pin(async move {
+            worker.attempt(waiting.delivery, |delivery| worker.settle(delivery, answer)).await
+        }));
     }
 
     /// Looks whether what is waited for has arrived, by whichever process.
@@ -334,9 +337,19 @@ struct Worker {
     demand: Demand,
     metrics: Metrics,
     publish_timeout: Duration,
+    heartbeat: Heartbeat,
 }
 
 impl Worker {
+    /// A request that panics its handler fails its attempt and nothing else.
+    async fn attempt<W>(&self, delivery: Delivery, handle: impl FnOnce(Delivery) -> W) -> Worked
+    where
+        W: Future<Output = Worked>,
+    {
+        let worked = delivery.attempt(&self.heartbeat, "serving a request", handle).await;
+        worked.unwrap_or(Worked::Settled)
+    }
+
     async fn receive(&self, delivery: Delivery, until: Instant) -> Worked {
         match &delivery.message {
             Message::PrefetchRequest(request) => {
@@ -357,6 +370,8 @@ impl Worker {
         request: KernelPrefetchRequest,
         on_missing: OnMissing,
     ) -> Worked {
+        #[cfg(test)]
+        tests::panic_on_poison(&request);
         let decision = answer::decide(&self.library, &self.demand, &request).await;
         chaos::point(Point::LibraryAsked);
         let answer = match decision {
@@ -423,3 +438,6 @@ async fn acknowledge(delivery: Delivery) -> Worked {
     }
     Worked::Settled
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,11 +96,14 @@ async fn page(State(shared): State<Shared>) -> Response {
     ([(CONTENT_SECURITY_POLICY, shared.policy.as_ref())], Html(page::PAGE)).into_response()
 }
 
-/// 200 as long as the supervisor's loop turns.
+/// 200 as long as work moves: the supervisor's loop turns, and no critical worker hangs.
 async fn livez(State(shared): State<Shared>) -> Response {
-    let age = shared.health.borrow().age();
-    let alive = age <= shared.config.liveness_age_max;
-    let body = json!({ "alive": alive, "age_ms": view::millis(age) });
+    let (age, hung) = {
+        let health = shared.health.borrow();
+        (health.age(), health.hung.clone())
+    };
+    let alive = age <= shared.config.liveness_age_max && hung.is_empty();
+    let body = json!({ "alive": alive, "age_ms": view::millis(age), "hung": hung });
     (status(alive), Json(body)).into_response()
 }
 

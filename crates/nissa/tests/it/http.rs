@@ -27,6 +27,10 @@ async fn liveness_follows_the_supervisors_loop() {
         assert_eq!((silent.status, silent.json()["alive"].as_bool()), (503, Some(false)));
         let ready = get(server.address, "/readyz").await;
         assert_eq!(ready.status, 503, "who is silent is not ready either");
+
+        server.health.send_replace(Health { hung: vec!["urza.prefetch".to_owned()], ..healthy() });
+        let hung = get(server.address, "/livez").await;
+        assert_eq!((hung.status, hung.json()["hung"][0].as_str()), (503, Some("urza.prefetch")));
     })
     .await;
 }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use oona::{ConsumerSpec, Delivery, EntryId, Order, Outgoing, Stream, attributes};
+use oona::{ConsumerSpec, Delivery, EntryId, Heartbeat, Order, Outgoing, Stream, attributes};
 
 use crate::rig::*;
 
 crate::on_both_logs!(
     what_is_published_arrives,
     poison_becomes_a_dead_letter,
+    a_panic_is_a_failed_attempt_of_its_message_only,
     cancelled_recv_loses_nothing,
     order_is_kept_per_key,
     batches_are_settled_at_once,
@@ -58,6 +59,41 @@ async fn poison_becomes_a_dead_letter(rig: Rig) {
     assert_eq!(bus.metrics().dead_letter_total(Stream::Normal), 1);
     assert!(bus.remove_dead_letter(letter.entry.id).await.unwrap());
     assert_eq!(bus.len(Stream::DeadLetter).await.unwrap(), 0);
+}
+
+/// Every third message panics its handler, one after it had settled it; the reader goes on.
+async fn a_panic_is_a_failed_attempt_of_its_message_only(rig: Rig) {
+    let bus = rig.bus_with(|config| config.attempts_max = 3).await;
+    let mut reader = consumer(&bus, Stream::Normal);
+    let heartbeat = Heartbeat::detached();
+    for number in 1..=6 {
+        publish(&bus, &state("run", number)).await;
+    }
+    let handle = |delivery: Delivery| async {
+        let number = epoch(&delivery);
+        assert_ne!(number, 3, "poison");
+        delivery.ack().await.unwrap();
+        assert_ne!(number, 6, "too late to matter");
+        number
+    };
+    let mut handled = Vec::new();
+    // Six messages, and two further attempts at the third.
+    for _ in 0..8 {
+        let delivery = recv(&mut reader).await;
+        let entry = delivery.entry.to_string();
+        handled.extend(delivery.attempt(&heartbeat, "handling", handle).await);
+        let seen = heartbeat.sighting();
+        assert_eq!((seen.phase, seen.about), ("handling", Some(entry)));
+    }
+    handled.sort_unstable();
+    assert_eq!(handled, [1, 2, 4, 5]);
+    assert_eq!(bus.depth(Stream::Normal, GROUP).await.unwrap(), 0);
+    let letters = bus.dead_letters(EntryId::ZERO, 10).await.unwrap();
+    let [letter] = letters.as_slice() else { panic!("{letters:?}") };
+    assert_eq!(letter.attempts, 3);
+    assert!(
+        letter.reason.starts_with("its handler panicked: ") && letter.reason.contains("poison")
+    );
 }
 
 async fn cancelled_recv_loses_nothing(rig: Rig) {

@@ -15,7 +15,7 @@ use tolaria::{Checkpoint, Outcome, Prepared, TrainError};
 
 use super::failure::Failure;
 use super::serve::{reload, start_logging};
-use super::{Global, runtime, table};
+use super::{Global, on_runtime, table};
 use crate::preflight::{self, Port};
 use crate::service::{self, Opened, Service, Starting};
 use crate::settings::{EsperSettings, Resolved, SecretText};
@@ -47,7 +47,7 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<u8, Failure> {
     let prepared = prepare(&options.ask, &resolved.settings, run.clone())?;
     adapt(&mut resolved, &screen)?;
     let reload = reload(global.clone(), resolved.clone(), level);
-    runtime()?.block_on(async {
+    on_runtime(async {
         let signals = Signals::listen().map_err(|error| Failure::software(&error))?;
         let listener = preflight(&resolved, &screen).await?;
         let settings = resolved.settings;
@@ -58,7 +58,7 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<u8, Failure> {
             ended = demonstrate(global, options, prepared, service, &screen) => ended,
             never = signals.forward(&handle) => match never {},
         }
-    })
+    })?
 }
 
 /// Reads the data before anything is started: a fault in it is the user's to see first. So is a

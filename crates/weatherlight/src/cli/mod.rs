@@ -24,6 +24,7 @@ mod workers;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
@@ -35,6 +36,8 @@ pub use failure::Failure;
 
 /// Threads of the service's runtime: a worker that blocks one must not stop the supervisor.
 const RUNTIME_THREADS: usize = 4;
+/// How long the runtime's threads may take to end.
+const RUNTIME_END_MAX: Duration = Duration::from_secs(2);
 
 /// What can be typed.
 #[derive(Debug, Parser)]
@@ -207,6 +210,15 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build();
     runtime.map_err(|error| Failure::software(&error))
+}
+
+/// Runs a service to its end. What it left behind on a thread that never comes back (a worker that
+/// was abandoned) is not waited for: the process is about to end.
+fn on_runtime<F: Future>(future: F) -> Result<F::Output, Failure> {
+    let runtime = runtime()?;
+    let output = runtime.block_on(future);
+    runtime.shutdown_timeout(RUNTIME_END_MAX);
+    Ok(output)
 }
 
 /// A small runtime for commands that only ask something.

@@ -3,7 +3,7 @@
 use indicatif::MultiProgress;
 
 use super::failure::Failure;
-use super::{Global, runtime};
+use super::{Global, on_runtime};
 use crate::logging::{self, LogFormat, LogLevel};
 use crate::preflight::{self, Port};
 use crate::service::{self, Starting};
@@ -14,7 +14,7 @@ use crate::supervisor::{Reload, panics};
 pub(super) fn run(global: &Global) -> Result<u8, Failure> {
     let resolved = global.load()?;
     let level = start_logging(global, &resolved, &MultiProgress::new())?;
-    runtime()?.block_on(serve(global, resolved, level))
+    on_runtime(serve(global, resolved, level))?
 }
 
 async fn serve(global: &Global, resolved: Resolved, level: LogLevel) -> Result<u8, Failure> {

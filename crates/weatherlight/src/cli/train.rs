@@ -6,7 +6,7 @@ use leyline::ids::RunId;
 use super::demo::{conclude, prepare, redis_of, say, train};
 use super::failure::Failure;
 use super::serve::start_logging;
-use super::{Global, runtime};
+use super::{Global, on_runtime};
 use crate::preflight;
 use crate::service::{Trainer, start_trainer};
 use crate::settings::EsperSettings;
@@ -20,11 +20,12 @@ pub(super) fn run(global: &Global, ask: &Ask) -> Result<u8, Failure> {
     start_logging(global, &resolved, &screen)?;
     let run = RunId::new(format!("run-{}", uuid::Uuid::now_v7()));
     let prepared = prepare(ask, &resolved.settings, run.clone())?;
-    runtime()?.block_on(async {
+    on_runtime(async {
         let signals = Signals::listen().map_err(|error| Failure::software(&error))?;
         check(&resolved.settings).await?;
         let Trainer { handle, opened, run: workers } =
-            start_trainer(resolved.settings, run.clone());
+            start_trainer(resolved.settings, run.clone())
+                .map_err(|error| Failure::software(&error))?;
         let story = async {
             let told = async {
                 let Ok(ports) = opened.await else {
@@ -48,7 +49,7 @@ pub(super) fn run(global: &Global, ask: &Ask) -> Result<u8, Failure> {
             ended = both => ended,
             never = signals.forward(&handle) => match never {},
         }
-    })
+    })?
 }
 
 /// The checks of a start, without those of the service's own port and catalogue.

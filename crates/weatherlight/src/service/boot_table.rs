@@ -178,9 +178,10 @@ fn emergency(parts: &Parts) -> Build {
             group: GROUP.to_owned(),
             signals: signal_sender,
             rerouted: rerouted_sender,
-            heartbeat: context.heartbeat,
+            heartbeat: context.heartbeat.clone(),
         };
-        let receiver = Receiver { signals, rerouted, picture: picture.clone() };
+        let (picture, heartbeat) = (picture.clone(), context.heartbeat);
+        let receiver = Receiver { signals, rerouted, picture, heartbeat };
         async move {
             tokio::try_join!(lane.run(context.stop.clone()), receiver.run(context.stop))?;
             Ok::<(), oona::BusError>(())

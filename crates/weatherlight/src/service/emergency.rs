@@ -5,10 +5,9 @@ use std::time::SystemTime;
 
 use leyline::Message;
 use leyline::wire::{EmergencyLevel, EmergencySignal};
-use oona::{BusError, Delivery};
+use oona::{BusError, Delivery, Heartbeat};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
 /// Signals that may wait; the lane keeps what does not fit on the log.
 pub const SIGNALS_LEN_MAX: usize = 64;
@@ -37,6 +36,8 @@ pub struct Receiver {
     pub rerouted: mpsc::Receiver<Delivery>,
     /// Where the picture is kept; it survives a restart of the worker.
     pub picture: watch::Sender<EmergencyPicture>,
+    /// Sign of life, shared with the lane.
+    pub heartbeat: Heartbeat,
 }
 
 #[expect(clippy::large_enum_variant, reason = "lives on the stack for one step")]
@@ -55,8 +56,11 @@ impl Receiver {
         loop {
             match self.next_event(&stop).await {
                 Event::Signal(delivery) => {
-                    let span = delivery.span();
-                    self.signal(delivery).instrument(span).await?;
+                    let reporting = "reporting a signal";
+                    let attempt =
+                        delivery.attempt(&self.heartbeat, reporting, |it| self.signal(it));
+                    // A signal that panics its handler was failed.
+                    attempt.await.unwrap_or(Ok(()))?;
                 }
                 Event::Rerouted(deliveries) => self.rerouted(deliveries).await?,
                 Event::Stop => return Ok(()),

@@ -19,7 +19,7 @@ use crate::logging::Logs;
 use crate::settings::EsperSettings;
 use crate::supervisor::{
     Boot, BootFailure, BusPicture, Exit, Handle, Identity, Reload, RestartPolicy, Row, Setup,
-    Supervisor,
+    Supervisor, Watchdog,
 };
 use crate::wiring;
 
@@ -62,7 +62,7 @@ pub struct Service {
 /// Puts a service together. Opens nothing: that is the boot's, under supervision.
 ///
 /// # Errors
-/// When the listener or the token cannot be used.
+/// When the listener or the token cannot be used, or the watchdog gets no thread.
 pub fn start(starting: Starting) -> anyhow::Result<Service> {
     let Starting { settings, listener, reload, trainer } = starting;
     let address = listener.local_addr()?;
@@ -72,6 +72,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
     let (control, requests) = WorkerControl::channel();
     let bus_picture = watch::Sender::new(BusPicture::default());
 
+    let (watchdog, watched) = Watchdog::start()?;
     let (supervisor, handle) = Supervisor::new(Setup {
         policy: RestartPolicy::default(),
         drain_timeout: settings.drain_timeout,
@@ -82,6 +83,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         control: requests,
         bus: bus_picture.subscribe(),
         reload,
+        watched,
     });
     let token = settings.http_token.as_ref().map(|token| Token::new(token.expose())).transpose()?;
     let (shown_bus, bus_source) = watch::channel(None);
@@ -112,7 +114,8 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
     };
     let trained = foundation.trainer.clone();
     let boot: Boot = Box::pin(boot(foundation, sender));
-    let run = Box::pin(run(supervisor, first, boot, opened_bus, trained));
+    let ending = (handle.clone(), watchdog);
+    let run = Box::pin(run(supervisor, ending, first, boot, opened_bus, trained));
     Ok(Service { handle, address, opened, run })
 }
 
@@ -195,6 +198,7 @@ async fn attach_trainer(parts: &Parts, run: RunId) -> Result<(TrainerPorts, Vec<
 
 pub(super) async fn run(
     supervisor: Supervisor,
+    (handle, watchdog): (Handle, Watchdog),
     first: Vec<Row>,
     boot: Boot,
     mut bus: oneshot::Receiver<Bus>,
@@ -202,16 +206,22 @@ pub(super) async fn run(
 ) -> Exit {
     let exit = supervisor.run(first, boot).await;
     if let Ok(bus) = bus.try_recv() {
-        match tokio::time::timeout(CLOSE_TIMEOUT, close(&bus, trained.as_ref())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the log was not left tidy"
-            ),
-            Err(_) => tracing::warn!("the log was not left tidy in time"),
+        let closing = tokio::time::timeout(CLOSE_TIMEOUT, close(&bus, trained.as_ref()));
+        tokio::select! {
+            biased;
+            closed = closing => match closed {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the log was not left tidy"
+                ),
+                Err(_) => tracing::warn!("the log was not left tidy in time"),
+            },
+            () = handle.at_once() => tracing::warn!("the log was not left tidy: stopped at once"),
         }
     }
     tracing::info!(code = exit.code(), "service has stopped");
+    drop(watchdog);
     exit
 }
 

@@ -1,6 +1,7 @@
 //! A training run against a running service: only what the run itself needs, on the same supervisor.
 //! The service fetches and compiles; the bus between them is Redis.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::settings::EsperSettings;
 use crate::supervisor::Criticality::Parkable;
 use crate::supervisor::{
     Boot, BootFailure, BusPicture, Exit, Handle, Identity, RestartPolicy, Row, Setup, Supervisor,
+    Watchdog,
 };
 use crate::wiring;
 
@@ -32,10 +34,14 @@ pub struct Trainer {
 }
 
 /// Puts a training run together. Opens nothing: that is the boot's, under supervision.
-pub fn start_trainer(settings: EsperSettings, run: RunId) -> Trainer {
+///
+/// # Errors
+/// When the watchdog gets no thread.
+pub fn start_trainer(settings: EsperSettings, run: RunId) -> io::Result<Trainer> {
     let (metrics, _) = AllMetrics::register();
     // Nobody asks a trainer over HTTP.
     let (_, control) = WorkerControl::channel();
+    let (watchdog, watched) = Watchdog::start()?;
     let (supervisor, handle) = Supervisor::new(Setup {
         policy: RestartPolicy::default(),
         drain_timeout: settings.drain_timeout,
@@ -46,12 +52,20 @@ pub fn start_trainer(settings: EsperSettings, run: RunId) -> Trainer {
         control,
         bus: watch::Sender::new(BusPicture::default()).subscribe(),
         reload: Box::new(|| tracing::warn!("a training run keeps the settings it began with")),
+        watched,
     });
     let (bus_sender, opened_bus) = oneshot::channel();
     let (sender, opened) = oneshot::channel();
     let boot: Boot = Box::pin(boot(Arc::new(settings), metrics, run.clone(), bus_sender, sender));
-    let run = Box::pin(start::run(supervisor, Vec::new(), boot, opened_bus, Some(run)));
-    Trainer { handle, opened, run }
+    let run = Box::pin(start::run(
+        supervisor,
+        (handle.clone(), watchdog),
+        Vec::new(),
+        boot,
+        opened_bus,
+        Some(run),
+    ));
+    Ok(Trainer { handle, opened, run })
 }
 
 async fn boot(

@@ -168,7 +168,7 @@ pub struct Worker {
 
 impl Worker {
     /// Whether a task of it may be alive.
-    fn has_task(&self) -> bool {
+    pub fn has_task(&self) -> bool {
         matches!(self.life, Life::Running { .. } | Life::Ending { .. } | Life::Stopping)
     }
 }
@@ -212,7 +212,7 @@ pub enum Effect {
     Abort(WorkerId),
     /// Forget its task, which does not even answer an abort.
     Abandon(WorkerId),
-    /// Tell `worker` that `restarted`, on which it depends, was started again.
+    /// Tell `worker`, which has a task, that `restarted`, on which it depends, was started again.
     Tell {
         /// Who is told.
         worker: WorkerId,
@@ -273,6 +273,14 @@ impl Core {
         self.phase != Phase::Up
     }
 
+    /// When the drain ends, while there is one.
+    pub fn drain_deadline(&self) -> Option<Duration> {
+        match self.phase {
+            Phase::Draining { deadline, .. } => Some(deadline),
+            Phase::Up | Phase::Left => None,
+        }
+    }
+
     /// When [`Event::Tick`] is next needed.
     pub fn deadline(&self) -> Option<Duration> {
         let workers = self.workers.iter().filter_map(|worker| match worker.life {
@@ -280,11 +288,7 @@ impl Core {
             Life::Ending { deadline, .. } => Some(deadline),
             _ => None,
         });
-        let drain = match self.phase {
-            Phase::Draining { deadline, .. } => Some(deadline),
-            Phase::Up | Phase::Left => None,
-        };
-        workers.chain(drain).min()
+        workers.chain(self.drain_deadline()).min()
     }
 
     /// Takes one event at the time `at` since the service began; `jitter` in 0 to 1 is random.
@@ -406,7 +410,7 @@ impl Core {
         self.workers[id].restarts += 1;
         effects.push(Effect::Start(id));
         for (worker, dependant) in self.workers.iter().enumerate() {
-            if dependant.spec.depends_on.contains(&id) {
+            if dependant.has_task() && dependant.spec.depends_on.contains(&id) {
                 effects.push(Effect::Tell { worker, restarted: id });
             }
         }

@@ -1,6 +1,6 @@
 //! What systemd is told: ready, status, alive, stopping. Without systemd nothing happens.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -9,24 +9,16 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-/// The connection to the service manager.
-#[derive(Debug)]
+/// Names the service manager's socket.
+const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// Tells the service manager where the service stands.
+#[derive(Debug, Default)]
 pub struct Notifier {
-    /// Half the watchdog's time-out, where one is asked for.
-    alive_every: Option<Duration>,
-    last_alive: Option<Instant>,
     last_status: String,
 }
 
 impl Notifier {
-    /// Reads what the service manager asked for from the environment.
-    pub fn from_environment() -> Self {
-        let mut timeout_us = 0;
-        let wanted = sd_notify::watchdog_enabled(false, &mut timeout_us);
-        let alive_every = wanted.then(|| Duration::from_micros(timeout_us) / 2);
-        Self { alive_every, last_alive: None, last_status: String::new() }
-    }
-
     /// The boot list is done.
     pub fn ready(&self) {
         send(&[NotifyState::Ready]);
@@ -44,13 +36,38 @@ impl Notifier {
             send(&[NotifyState::Status(line)]);
         }
     }
+}
 
-    /// Feeds the watchdog when it is due. Called only while every critical worker is alive.
+/// The service manager's watchdog.
+#[derive(Debug)]
+pub struct Feed {
+    /// A third of the watchdog's time-out, so that one late look does no harm, and where to send, where one is asked for.
+    wanted: Option<(Duration, OsString)>,
+    fed: Option<Instant>,
+}
+
+impl Feed {
+    /// As the service manager asked for in the environment.
+    pub fn from_environment() -> Self {
+        let mut timeout_us = 0;
+        let is_wanted = sd_notify::watchdog_enabled(false, &mut timeout_us);
+        let socket = std::env::var_os(SOCKET).filter(|_| is_wanted);
+        let wanted = socket.map(|socket| (Duration::from_micros(timeout_us) / 3, socket));
+        Self { wanted, fed: None }
+    }
+
+    /// A watchdog with this time-out behind this socket.
+    #[cfg(test)]
+    pub(super) fn to(socket: OsString, timeout: Duration) -> Self {
+        Self { wanted: Some((timeout / 3, socket)), fed: None }
+    }
+
+    /// Feeds it when it is due. Called only while all is well.
     pub fn alive(&mut self) {
-        let Some(every) = self.alive_every else { return };
-        if self.last_alive.is_none_or(|last| last.elapsed() >= every) {
-            self.last_alive = Some(Instant::now());
-            send(&[NotifyState::Watchdog]);
+        let Some((every, socket)) = &self.wanted else { return };
+        if self.fed.is_none_or(|fed| fed.elapsed() >= *every) {
+            self.fed = Some(Instant::now());
+            send_to(socket, &[NotifyState::Watchdog]);
         }
     }
 }
@@ -58,9 +75,14 @@ impl Notifier {
 /// Never waits: a service manager that does not read must not hold up the supervisor, so what its
 /// socket has no room for is left out.
 fn send(states: &[NotifyState<'_>]) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Some(socket) = std::env::var_os(SOCKET) {
+        send_to(&socket, states);
+    }
+}
+
+fn send_to(socket: &OsStr, states: &[NotifyState<'_>]) {
     let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
-    if let Err(error) = deliver(path.as_encoded_bytes(), lines.join("\n").as_bytes()) {
+    if let Err(error) = deliver(socket.as_encoded_bytes(), lines.join("\n").as_bytes()) {
         tracing::debug!(%error, "service manager not notified");
     }
 }

@@ -6,7 +6,7 @@ use nissa::{
     BreakerHealth, Health, KeyHealth, LaneHealth, ProcessPhase, RecentRestart, SystemMode,
     WorkerHealth, WorkerState,
 };
-use oona::Heartbeat;
+use oona::Sighting;
 use tokio::time::Instant;
 
 use super::core::{Cause, Core, Criticality, Life, Worker};
@@ -35,32 +35,53 @@ pub struct Identity {
     pub log: String,
 }
 
-/// Takes the picture at `at` since the service began, which was at `began`. `heartbeats` are those
-/// of living tasks.
+/// The moment of a picture.
+pub(super) struct Moment {
+    /// Since the service began.
+    pub(super) at: Duration,
+    /// When that was.
+    pub(super) began: SystemTime,
+    /// Where the process stands in its life.
+    pub(super) phase: ProcessPhase,
+}
+
+/// What the runner knows of a worker beside the core.
+pub(super) struct Seen {
+    /// Where its living task was last seen.
+    pub(super) sighting: Option<Sighting>,
+    /// How long it may be silent, unless its phase says otherwise.
+    pub(super) budget: Duration,
+    /// How long its last restart took, without the backoff.
+    pub(super) last_restart: Option<Duration>,
+}
+
+/// Takes the picture. `seen` stands in the order of the core's workers; `hung` names critical ones.
 pub(super) fn take(
-    at: Duration,
-    began: SystemTime,
+    moment: &Moment,
     core: &Core,
-    heartbeats: &[Option<Heartbeat>],
-    phase: ProcessPhase,
+    seen: &[Seen],
+    hung: Vec<&'static str>,
     bus: &BusPicture,
     identity: &Identity,
 ) -> Health {
     let workers: Vec<WorkerHealth> = core
         .workers()
         .iter()
-        .zip(heartbeats)
-        .map(|(worker, heartbeat)| worker_health(at, began, core, worker, heartbeat.as_ref()))
+        .zip(seen)
+        .map(|(worker, seen)| worker_health(moment, core, worker, seen))
         .collect();
     let lost = lost(&workers, bus);
-    let reasons = reasons(&workers, phase, bus);
+    let reasons = reasons(&workers, moment.phase, bus);
+    let drain_left = core.drain_deadline().map(|deadline| deadline.saturating_sub(moment.at));
     Health {
         system_mode: if lost.is_empty() { SystemMode::Operational } else { SystemMode::Degraded },
         lost,
-        phase,
+        phase: moment.phase,
         ready: reasons.is_empty(),
         reasons,
-        uptime_s: at.as_secs_f64(),
+        hung: hung.into_iter().map(str::to_owned).collect(),
+        drain_left_s: drain_left.map(|left| left.as_secs_f64()),
+        uptime_s: moment.at.as_secs_f64(),
         version: identity.version.clone(),
         log: identity.log.clone(),
         workers,
@@ -71,28 +92,25 @@ pub(super) fn take(
     }
 }
 
-fn worker_health(
-    at: Duration,
-    began: SystemTime,
-    core: &Core,
-    worker: &Worker,
-    heartbeat: Option<&Heartbeat>,
-) -> WorkerHealth {
+fn worker_health(moment: &Moment, core: &Core, worker: &Worker, seen: &Seen) -> WorkerHealth {
     let (state, backoff) = match worker.life {
         Life::Planned => (WorkerState::Starting, Duration::ZERO),
         Life::Running { .. } | Life::Stopping => (WorkerState::Running, Duration::ZERO),
         Life::Ending { .. } => (WorkerState::BackingOff, Duration::ZERO),
-        Life::BackingOff { until } => (WorkerState::BackingOff, until.saturating_sub(at)),
+        Life::BackingOff { until } => (WorkerState::BackingOff, until.saturating_sub(moment.at)),
         Life::Parked => (WorkerState::Parked, Duration::ZERO),
         Life::Stopped => (WorkerState::Stopped, Duration::ZERO),
     };
     let restart = |(at, cause): &(Duration, Cause)| RecentRestart {
         uptime_s: at.as_secs_f64(),
-        unix_ms: unix_ms(began + *at),
+        unix_ms: unix_ms(moment.began + *at),
         reason: cause.to_string(),
         causes: cause.chain(),
     };
     let name_of = |id: &usize| core.workers()[*id].spec.name.to_owned();
+    let sighting = seen.sighting.as_ref();
+    let budget = sighting.map(|sighting| sighting.budget.unwrap_or(seen.budget));
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     WorkerHealth {
         name: worker.spec.name.to_owned(),
         state,
@@ -101,12 +119,11 @@ fn worker_health(
         backoff_s: backoff.as_secs_f64(),
         last_error: worker.reasons.back().map(|(_, cause)| cause.to_string()),
         recent_restarts: worker.reasons.iter().map(restart).collect(),
-        heartbeat_age_ms: heartbeat
-            .map(|heartbeat| u64::try_from(heartbeat.age().as_millis()).unwrap_or(u64::MAX)),
-        last_phase: heartbeat.map(|heartbeat| heartbeat.phase().to_owned()),
-        last_about: None,
-        heartbeat_budget_ms: None,
-        last_restart_ms: None,
+        heartbeat_age_ms: sighting.map(|sighting| millis(sighting.age_at(Instant::now()))),
+        last_phase: sighting.map(|sighting| sighting.phase.to_owned()),
+        last_about: sighting.and_then(|sighting| sighting.about.clone()),
+        heartbeat_budget_ms: budget.map(millis),
+        last_restart_ms: seen.last_restart.map(|took| took.as_secs_f64() * 1e3),
         function: worker.spec.function.to_owned(),
         depends_on: worker.spec.depends_on.iter().map(name_of).collect(),
     }

@@ -12,19 +12,21 @@ use nissa::{ControlRefused, ControlRequest, Health, ProcessPhase, WorkerAction};
 use oona::Heartbeat;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::core::{Cause, Core, Criticality, Effect, Event, Exit, Life, Spec, WorkerId};
+use super::drain::{DrainLog, Left};
 use super::notify::Notifier;
 use super::panics::{self, WORKER};
-use super::picture::{self, BusPicture, Identity};
+use super::picture::{self, BusPicture, Identity, Moment, Seen};
 use super::restart::RestartPolicy;
 use super::row::{Context, Row, WorkerError, causes, chain};
+use super::watched::{Overdue, Place, Watched, Watching};
 
-/// How often heartbeats are looked at and the picture is taken: a hung worker is noticed within
-/// its budget plus this.
+/// How often heartbeats are looked at and the picture is taken where no thread makes the loop do it,
+/// and how often the runtime shows that it turns where one does.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// A machine's clock that moved by more than this against the monotonic one was stepped.
 const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
@@ -59,12 +61,20 @@ enum Order {
 #[derive(Debug, Clone)]
 pub struct Handle {
     orders: mpsc::Sender<Order>,
+    /// Cancelled by the first request to stop, and by the second.
+    stops: [CancellationToken; 2],
     health: watch::Receiver<Health>,
 }
 
 impl Handle {
     /// Begins the orderly stop; asked again, aborts what is left. Does not wait.
     pub fn stop(&self, exit: Exit) {
+        let [first, second] = &self.stops;
+        if first.is_cancelled() {
+            second.cancel()
+        } else {
+            first.cancel()
+        }
         // A full queue already holds a stop; a closed one belongs to a service that has ended.
         let _ = self.orders.try_send(Order::Stop(exit));
     }
@@ -74,6 +84,11 @@ impl Handle {
     pub fn finish(&self) {
         // As above.
         let _ = self.orders.try_send(Order::Finish);
+    }
+
+    /// Waits until the stop was asked for twice: from then on nothing is waited for.
+    pub async fn at_once(&self) {
+        self.stops[1].cancelled().await;
     }
 
     /// Re-reads what can be re-read.
@@ -101,6 +116,8 @@ pub struct Setup {
     pub bus: watch::Receiver<BusPicture>,
     /// What SIGHUP does.
     pub reload: Reload,
+    /// The picture that the watchdog looks at.
+    pub watched: Watched,
 }
 
 /// A worker's living task.
@@ -110,11 +127,20 @@ struct Task {
     heartbeat: Heartbeat,
 }
 
+/// How long the restarts of a worker take.
+#[derive(Default)]
+struct Stopwatch {
+    /// When its next task is due, until that has given its first heartbeat.
+    due: Option<Instant>,
+    last: Option<Duration>,
+}
+
 /// The supervisor of one service.
 pub struct Supervisor {
     core: Core,
     rows: Vec<Row>,
     tasks: Vec<Option<Task>>,
+    stopwatches: Vec<Stopwatch>,
     joined: JoinSet<Result<(), WorkerError>>,
     /// Whose task this is; abandoned ones are missing.
     owners: HashMap<Id, WorkerId>,
@@ -129,6 +155,8 @@ pub struct Supervisor {
     identity: Identity,
     reload: Reload,
     notifier: Notifier,
+    drain_log: DrainLog,
+    watched: Watched,
 }
 
 /// What the loop waits for.
@@ -151,6 +179,7 @@ impl Supervisor {
             core: Core::new(setup.policy, setup.drain_timeout),
             rows: Vec::new(),
             tasks: Vec::new(),
+            stopwatches: Vec::new(),
             joined: JoinSet::new(),
             owners: HashMap::new(),
             dependency_restarts: Vec::new(),
@@ -163,19 +192,22 @@ impl Supervisor {
             bus: setup.bus,
             identity: setup.identity,
             reload: setup.reload,
-            notifier: Notifier::from_environment(),
+            notifier: Notifier::default(),
+            drain_log: DrainLog::default(),
+            watched: setup.watched,
         };
-        (supervisor, Handle { orders: order_sender, health: health_receiver })
+        let stops = [CancellationToken::new(), CancellationToken::new()];
+        (supervisor, Handle { orders: order_sender, stops, health: health_receiver })
     }
 
     /// Starts `first`, runs `boot` beside them and starts the rows it returns, then keeps them all
     /// alive until it is told to stop or has to.
     pub async fn run(mut self, first: Vec<Row>, boot: Boot) -> Exit {
         let mut boot = Some(boot);
-        let mut watch = tokio::time::interval(WATCH_INTERVAL);
-        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = self.watch_from();
         let mut left = self.add(first);
         while left.is_none() {
+            self.watched.turns().beat("waiting for events");
             let incoming = self.next_event(&mut boot, &mut watch).await;
             left = self.take(incoming);
             if self.core.is_draining() {
@@ -183,14 +215,34 @@ impl Supervisor {
             }
             self.show();
         }
+        self.watched.leave();
         left.unwrap_or(Exit::Clean)
+    }
+
+    /// Who makes the loop look at its workers. Beside a thread, a task that does nothing but beat
+    /// shows it whether the runtime turns.
+    fn watch_from(&mut self) -> Option<Interval> {
+        if !self.watched.has_thread() {
+            return Some(interval());
+        }
+        let heartbeat = Heartbeat::new();
+        self.watched.set_runtime(Some(heartbeat.clone()));
+        // It has no owner among the workers, and ends with the supervisor.
+        self.joined.spawn(async move {
+            let mut interval = interval();
+            loop {
+                interval.tick().await;
+                heartbeat.beat("turning");
+            }
+        });
+        None
     }
 
     /// Waits for the next event. Only receives, so losing the race loses nothing.
     async fn next_event(
         &mut self,
         boot: &mut Option<Boot>,
-        watch: &mut tokio::time::Interval,
+        watch: &mut Option<Interval>,
     ) -> Incoming {
         let deadline = self.core.deadline().map(|at| self.began + at);
         tokio::select! {
@@ -202,7 +254,8 @@ impl Supervisor {
             }
             () = sleep_until(deadline) => Incoming::Deadline,
             Some(request) = self.control.recv() => Incoming::Asked(request),
-            _ = watch.tick() => Incoming::Watch,
+            () = self.watched.poked() => Incoming::Watch,
+            () = tick(watch) => Incoming::Watch,
             result = poll_boot(boot) => {
                 *boot = None;
                 Incoming::Booted(result)
@@ -215,11 +268,11 @@ impl Supervisor {
         match incoming {
             Incoming::TaskEnded(task, cause) => {
                 let worker = self.owners.remove(&task)?;
-                self.tasks[worker] = None;
+                self.forget_task(worker);
                 self.decide(Event::Ended(worker, cause))
             }
             Incoming::Deadline => self.decide(Event::Tick),
-            Incoming::Watch => self.watch(),
+            Incoming::Watch => self.tick_if_due().or_else(|| self.watch()),
             Incoming::Asked(request) => self.answer(request),
             Incoming::Ordered(Order::Reload) => {
                 (self.reload)();
@@ -273,6 +326,7 @@ impl Supervisor {
             });
             self.rows.push(row);
             self.tasks.push(None);
+            self.stopwatches.push(Stopwatch::default());
             self.dependency_restarts.push(watch::Sender::new(0));
             if let Some(exit) = self.decide(Event::Boot(id)) {
                 return Some(exit);
@@ -307,7 +361,7 @@ impl Supervisor {
             Effect::Abandon(id) => {
                 tracing::error!(worker = self.rows[id].name, "worker blocks its thread; abandoned");
                 self.owners.retain(|_, owner| *owner != id);
-                self.tasks[id] = None;
+                self.forget_task(id);
             }
             Effect::Tell { worker, restarted } => {
                 self.dependency_restarts[worker].send_modify(|count| *count += 1);
@@ -318,10 +372,12 @@ impl Supervisor {
                 );
             }
             Effect::BacksOff(id, delay) => {
+                self.stopwatches[id].due = Some(Instant::now() + delay);
                 let reason = self.last_reason(id);
                 tracing::warn!(worker = self.rows[id].name, ?delay, reason, "worker restarts");
             }
             Effect::Park(id) => {
+                self.stopwatches[id].due = None;
                 let (worker, reason) = (self.rows[id].name, self.last_reason(id));
                 if self.last_cause(id) == Some(&Cause::Parked) {
                     tracing::info!(
@@ -368,9 +424,15 @@ impl Supervisor {
         self.began_at
     }
 
+    fn forget_task(&mut self, id: WorkerId) {
+        self.tasks[id] = None;
+        self.stopwatches[id].due = Some(Instant::now());
+    }
+
     fn start(&mut self, id: WorkerId) {
         let row = &mut self.rows[id];
         let name = row.name;
+        self.watched.turns().beat_about("starting", name);
         let (stop, heartbeat) = (CancellationToken::new(), Heartbeat::new());
         let context = Context {
             stop: stop.clone(),
@@ -382,25 +444,66 @@ impl Supervisor {
         let abort = self.joined.spawn(worker);
         self.owners.insert(abort.id(), id);
         self.tasks[id] = Some(Task { stop, abort, heartbeat });
+        let now = Instant::now();
+        // An operator's start does not wait for the backoff.
+        self.stopwatches[id].due = self.stopwatches[id].due.map(|due| due.min(now));
         tracing::debug!(worker = name, "worker started");
+    }
+
+    /// The deadline may have passed without its timer: those of a blocked runtime do not fire.
+    fn tick_if_due(&mut self) -> Option<Exit> {
+        let is_due = self.core.deadline().is_some_and(|at| at <= self.began.elapsed());
+        if is_due { self.decide(Event::Tick) } else { None }
     }
 
     /// Looks at every heartbeat.
     fn watch(&mut self) -> Option<Exit> {
-        for id in 0..self.rows.len() {
-            let Some(task) = &self.tasks[id] else { continue };
-            let (age, phase) = (task.heartbeat.age(), task.heartbeat.phase());
-            let is_running = matches!(self.core.workers()[id].life, Life::Running { .. });
-            if is_running && age > self.rows[id].heartbeat_budget && !self.core.is_draining() {
-                tracing::error!(worker = self.rows[id].name, phase, ?age, "worker is hung");
-                if let Some(exit) =
-                    self.decide(Event::Overdue { worker: id, phase, about: None, age })
-                {
-                    return Some(exit);
-                }
+        for overdue in self.watched.overdue(Instant::now()) {
+            let Overdue { worker, phase, about, age } = overdue;
+            let name = self.rows[worker].name;
+            tracing::error!(worker = name, phase, about, ?age, "worker is hung");
+            let left = self.decide(Event::Overdue { worker, phase, about, age });
+            if left.is_some() {
+                return left;
             }
         }
         None
+    }
+
+    /// What the watchdog looks at: running workers are judged, unless the service stops; its own
+    /// deadline is what a hung worker runs into then.
+    fn places(&self) -> Vec<Place> {
+        let is_draining = self.core.is_draining();
+        let place = |(id, row): (WorkerId, &Row)| {
+            let heartbeat = self.tasks[id].as_ref().map(|task| task.heartbeat.clone());
+            let watching = match (&self.core.workers()[id].life, heartbeat) {
+                (Life::Running { .. }, Some(heartbeat)) if !is_draining => {
+                    Watching::Beats(heartbeat)
+                }
+                (Life::Ending { cause: Cause::Hung { .. }, .. }, Some(heartbeat)) => {
+                    Watching::Hung(heartbeat)
+                }
+                _ => Watching::No,
+            };
+            let is_critical = row.criticality == Criticality::Critical;
+            Place { name: row.name, is_critical, budget: row.heartbeat_budget, watching }
+        };
+        self.rows.iter().enumerate().map(place).collect()
+    }
+
+    fn seen(&mut self) -> Vec<Seen> {
+        let workers = self.tasks.iter().zip(&mut self.stopwatches).zip(&self.rows);
+        let seen = workers.map(|((task, stopwatch), row)| {
+            let sighting = task.as_ref().map(|task| task.heartbeat.sighting());
+            if let Some(first) = sighting.as_ref().and_then(|sighting| sighting.first)
+                && let Some(due) = stopwatch.due.take()
+            {
+                stopwatch.last = Some(first.saturating_duration_since(due));
+            }
+            let (budget, last_restart) = (row.heartbeat_budget, stopwatch.last);
+            Seen { sighting, budget, last_restart }
+        });
+        seen.collect()
     }
 
     fn answer(&mut self, request: ControlRequest) -> Option<Exit> {
@@ -427,21 +530,21 @@ impl Supervisor {
         left
     }
 
-    /// Sends the picture and feeds the service manager.
+    /// Sends the picture to whoever looks: the watchdog, the endpoint, the service manager.
     fn show(&mut self) {
-        let heartbeats: Vec<Option<Heartbeat>> = self
-            .tasks
-            .iter()
-            .map(|task| task.as_ref().map(|task| task.heartbeat.clone()))
-            .collect();
+        self.watched.set_places(self.places());
+        let hung = self.watched.hung_critical(Instant::now());
+        let (at, began, phase) = (self.began.elapsed(), self.began_at(), self.phase);
+        let seen = self.seen();
         let bus = self.bus.borrow().clone();
-        let (at, began) = (self.began.elapsed(), self.began_at());
-        let health =
-            picture::take(at, began, &self.core, &heartbeats, self.phase, &bus, &self.identity);
-        self.notifier.status(&status_line(&health));
-        let is_alive = health.ready || self.phase != ProcessPhase::Running;
-        if is_alive {
-            self.notifier.alive();
+        let moment = Moment { at, began, phase };
+        let health = picture::take(&moment, &self.core, &seen, hung, &bus, &self.identity);
+        match Left::look(at, &self.core, &seen) {
+            Some(left) => {
+                self.notifier.status(&format!("stopping; {left}"));
+                self.drain_log.show(at, &left);
+            }
+            None => self.notifier.status(&status_line(&health)),
         }
         self.health.send_replace(health);
     }
@@ -450,17 +553,24 @@ impl Supervisor {
 fn status_line(health: &Health) -> String {
     match health.phase {
         ProcessPhase::Booting => "booting".to_owned(),
-        ProcessPhase::Draining => {
-            let running =
-                |worker: &&nissa::WorkerHealth| worker.state == nissa::WorkerState::Running;
-            let names: Vec<&str> =
-                health.workers.iter().filter(running).map(|worker| worker.name.as_str()).collect();
-            format!("stopping; left: {}", names.join(", "))
-        }
+        ProcessPhase::Draining => "stopping".to_owned(),
         ProcessPhase::Running if health.lost.is_empty() => {
             format!("operational, {} workers", health.workers.len())
         }
         ProcessPhase::Running => format!("degraded: {}", health.lost.join("; ")),
+    }
+}
+
+fn interval() -> Interval {
+    let mut interval = tokio::time::interval(WATCH_INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }
 

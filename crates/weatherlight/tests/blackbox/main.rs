@@ -6,6 +6,7 @@ mod kill_points;
 mod operator;
 mod redis;
 mod service;
+mod supervision;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -146,6 +146,13 @@ impl Server {
         Client::connect(self.port).unwrap()
     }
 
+    /// Stops the server without closing a connection: whoever asks it waits. It is killed in the
+    /// end all the same.
+    pub fn freeze(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-STOP", &id]).status().unwrap().success());
+    }
+
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
     }

@@ -111,7 +111,7 @@ impl Drop for Service {
 }
 
 /// Waits for the end of a process, which has no event with a time-out.
-fn ended(child: &mut Child, patience: Duration) -> ExitStatus {
+pub fn ended(child: &mut Child, patience: Duration) -> ExitStatus {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(status) = child.try_wait().unwrap() {

@@ -53,6 +53,7 @@ fn service(first: Vec<Row>, boot: Boot) -> Service {
         reload: Box::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
         }),
+        watched: Watched::by_the_loop(),
     });
     Service { handle, control, reloads, run: Box::pin(supervisor.run(first, boot)) }
 }
