@@ -21,7 +21,7 @@ const FUNCTIONS: &[(&str, &str)] = &[
 ];
 
 /// What is lost while this worker does not run; empty for a worker nobody has thought about, which
-/// a test of the boot table refuses.
+/// a test of the service refuses.
 pub(super) fn lost_without(worker: &str) -> &'static str {
     let found = FUNCTIONS.iter().find(|(name, _)| *name == worker);
     found.map_or("", |(_, function)| function)

@@ -19,6 +19,8 @@ const OWN_STREAMS: [Stream; 3] = [Stream::Emergency, Stream::KernelRequests, Str
 
 /// How long files may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a store may take to open that verifies and mends itself first: minutes where it is large.
+const STORE_OPEN_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Why a part could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -39,10 +41,12 @@ pub enum OpenError {
     #[error("the policies in TAMIYO_POLICY_DIR cannot be used")]
     Policies(#[from] tamiyo::ArchiveError),
     /// The disk does not answer.
-    #[error("{what} did not open within {} s; is its disk there?", OPEN_TIMEOUT.as_secs())]
+    #[error("{what} did not open within {} s; is its disk there?", after.as_secs())]
     TimedOut {
         /// What was being opened.
         what: &'static str,
+        /// How long it was waited for.
+        after: Duration,
     },
 }
 
@@ -132,7 +136,8 @@ pub async fn open_bus_alone(
     metrics: &AllMetrics,
 ) -> Result<Bus, OpenError> {
     let keyring = wiring::keyring(settings).ok_or(OpenError::NoSecret)?;
-    Ok(Bus::open(wiring::bus_config(settings), keyring, metrics.oona.clone()).await?)
+    let opening = Bus::open(wiring::bus_config(settings), keyring, metrics.oona.clone());
+    Ok(in_time("the log", opening).await??)
 }
 
 /// Opens the artifact library.
@@ -144,9 +149,15 @@ pub async fn open_library(
     metrics: &AllMetrics,
 ) -> Result<urza::Library, OpenError> {
     let config = wiring::library_config(settings)?;
-    let library = urza::Library::open(config, metrics.urza.clone()).await?;
+    let opening = urza::Library::open(config, metrics.urza.clone());
+    let library = in_time("the library", opening).await??;
     tracing::info!(artifacts = %settings.urza_artifact_dir.display(), "library is open");
     Ok(library)
+}
+
+async fn in_time<T>(what: &'static str, opening: impl Future<Output = T>) -> Result<T, OpenError> {
+    let after = STORE_OPEN_TIMEOUT;
+    tokio::time::timeout(after, opening).await.map_err(|_| OpenError::TimedOut { what, after })
 }
 
 /// Opens the policies that are kept on disk; damaged ones were moved aside and are reported.
@@ -157,7 +168,7 @@ pub async fn open_policies(config: tamiyo::Config) -> Result<tamiyo::PolicyStore
     let opening = tokio::task::spawn_blocking(move || tamiyo::PolicyStore::open(&config));
     let opened = tokio::time::timeout(OPEN_TIMEOUT, opening)
         .await
-        .map_err(|_| OpenError::TimedOut { what: "the policy directory" })?;
+        .map_err(|_| OpenError::TimedOut { what: "the policy directory", after: OPEN_TIMEOUT })?;
     let (store, damaged) =
         opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     for quarantined in &damaged {

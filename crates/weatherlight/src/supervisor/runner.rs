@@ -206,6 +206,7 @@ impl Supervisor {
         let mut boot = Some(boot);
         let mut watch = self.watch_from();
         let mut left = self.add(first);
+        self.show();
         while left.is_none() {
             self.watched.turns().beat("waiting for events");
             let incoming = self.next_event(&mut boot, &mut watch).await;

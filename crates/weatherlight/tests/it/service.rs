@@ -23,6 +23,9 @@ fn it_starts_shows_itself_and_stops_cleanly() {
     let output = bed.run(&["status", "--json"]);
     let health: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(health["log"], "embedded");
+    for worker in health["workers"].as_array().unwrap() {
+        assert_ne!(worker["function"], "", "what is lost without it? {worker}");
+    }
     let output = bed.run(&["workers", "list"]);
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(table.contains("oona.emergency") && table.contains("running"), "{table}");

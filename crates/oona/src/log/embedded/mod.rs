@@ -53,6 +53,9 @@ const APPENDS_WAITING_MAX: usize = 8192;
 /// How long to wait for the lock: a holder that is just ending keeps it until its last commit.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a read may wait for the disk: less than a worker may be silent.
+const DISK_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// Pages that the store keeps in memory. Readers at the end of a stream need none.
 const CACHE_BYTES: usize = 64 << 20;
 
@@ -302,14 +305,21 @@ impl EmbeddedLog {
         &self.0.0
     }
 
-    /// Runs what may have to wait for the disk on a thread that may.
+    /// Runs what may have to wait for the disk on a thread that may. What takes longer than
+    /// [`DISK_TIMEOUT`] goes on unobserved: everything here may be done twice.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Shared) -> Result<T, LogError> + Send + 'static,
     ) -> Result<T, LogError> {
         let shared = Arc::clone(self.shared());
         let done = tokio::task::spawn_blocking(move || work(&shared));
-        done.await.unwrap_or_else(|_| Err(self.shared().closed()))
+        match tokio::time::timeout(DISK_TIMEOUT, done).await {
+            Ok(done) => done.unwrap_or_else(|_| Err(self.shared().closed())),
+            Err(_) => {
+                let operation = "a read of the embedded log's file";
+                Err(LogError::TimedOut { operation, after: DISK_TIMEOUT })
+            }
+        }
     }
 
     /// Appends; the answer comes when the entry is on disk.

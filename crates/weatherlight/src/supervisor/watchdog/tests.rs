@@ -76,7 +76,11 @@ fn spins_once(released: &Arc<AtomicBool>) -> Row {
 fn supervisor(watched: Watched) -> (Supervisor, Handle) {
     let (_, control) = WorkerControl::channel();
     Supervisor::new(Setup {
-        policy: RestartPolicy::default(),
+        policy: RestartPolicy {
+            delay_min: Duration::from_millis(20),
+            delay_max: Duration::from_millis(20),
+            ..RestartPolicy::default()
+        },
         drain_timeout: Duration::from_secs(10),
         identity: Identity { version: "test".into(), log: "embedded".into() },
         control,
@@ -227,4 +231,42 @@ fn systemd_is_fed_while_all_is_well() {
     listening.join().unwrap();
     assert_eq!(exit, Exit::Clean);
     drop(watchdog);
+}
+
+#[test]
+fn a_crashed_worker_runs_again_within_five_milliseconds() {
+    let never: EndProcess = Box::new(|blocked| panic!("{blocked}"));
+    let no_feed = Feed::from_environment();
+    let (watchdog, watched) = Watchdog::with(patience(FAR), no_feed, never).unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    // The best of several: the machine may be busy, the supervisor must not be.
+    let best = runtime.block_on(async {
+        let (supervisor, handle) = supervisor(watched);
+        let starts = AtomicUsize::new(0);
+        let crasher = row("crasher", move |context: Context| {
+            let start = starts.fetch_add(1, Ordering::Relaxed);
+            async move {
+                context.heartbeat.beat("about to crash");
+                assert!(start >= 5, "it crashes five times");
+                context.heartbeat.during("idle", context.stop.cancelled()).await;
+                Ok(())
+            }
+        });
+        let mut seen = handle.health();
+        let watching = async {
+            let mut took = Vec::new();
+            for restarts in 1..=5 {
+                let is_back = |health: &Health| {
+                    health.workers.first().is_some_and(|worker| worker.restarts >= restarts)
+                };
+                let health = seen.wait_for(is_back).await.unwrap().clone();
+                took.extend(worker(&health, "crasher").last_restart_ms);
+            }
+            handle.stop(Exit::Clean);
+            took.into_iter().fold(f64::INFINITY, f64::min)
+        };
+        tokio::join!(supervisor.run(vec![], booted(vec![crasher])), watching).1
+    });
+    drop(watchdog);
+    assert!(best <= 5.0, "the quickest of five restarts took {best} ms");
 }
