@@ -4,6 +4,7 @@
 mod chaos;
 mod debian;
 mod deploy;
+mod figures;
 mod fuzz;
 mod generate;
 mod levels;
@@ -50,6 +51,8 @@ enum Command {
     Deploy,
     /// The built service under one fault after another, and the table of what it kept of its promises.
     Chaos(chaos::Options),
+    /// Measure the built service: start, idle, stop, restart of a worker. Takes five minutes.
+    Figures(figures::Options),
     /// Write every generated file.
     Gen,
 }
@@ -62,6 +65,7 @@ fn main() -> Result<()> {
         Command::Fuzz { seconds } => fuzz::run(&root, seconds),
         Command::Deploy => deploy::check(&root),
         Command::Chaos(options) => chaos::run(&root, &options),
+        Command::Figures(options) => figures::run(&root, &options),
         Command::Gen => generate::write(&root),
     }
 }

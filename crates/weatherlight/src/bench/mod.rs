@@ -3,6 +3,7 @@
 
 mod bus;
 mod prefetch;
+mod supervisor;
 mod training;
 
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 pub use bus::BusBenchError;
 pub(crate) use bus::Scratch;
+pub use supervisor::{SupervisorBenchError, measure as supervisor};
 
 /// One figure. Lower is better.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -1,14 +1,32 @@
 //! `weatherlight bench`.
 
+use clap::Args;
+use indicatif::MultiProgress;
+
 use super::failure::Failure;
+use super::serve::start_logging;
 use super::{Global, runtime, table};
 use crate::bench;
 
-pub(super) fn run(global: &Global) -> Result<u8, Failure> {
-    let settings = global.load()?.settings;
-    let figures = runtime()?
-        .block_on(bench::run(settings.redis_url.as_ref().map(|url| url.expose())))
-        .map_err(|error| Failure::software(&error))?;
+/// What `weatherlight bench` can be asked.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Measure the supervisor instead: how soon a crashed worker runs again and a hung one is noticed
+    #[arg(long)]
+    supervisor: bool,
+}
+
+pub(super) fn run(global: &Global, options: &Options) -> Result<u8, Failure> {
+    let resolved = global.load()?;
+    let figures = if options.supervisor {
+        // Part of what a restart costs, so they are written as the service writes them.
+        start_logging(global, &resolved, &MultiProgress::new())?;
+        runtime()?.block_on(bench::supervisor()).map_err(|error| Failure::software(&error))?
+    } else {
+        runtime()?
+            .block_on(bench::run(resolved.settings.redis_url.as_ref().map(|url| url.expose())))
+            .map_err(|error| Failure::software(&error))?
+    };
     if global.json {
         table::print_json(&figures);
         return Ok(0);

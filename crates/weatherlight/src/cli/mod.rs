@@ -159,7 +159,7 @@ pub enum Command {
     /// On a Redis that nothing else uses when REDIS_URL is set, on an embedded log of its own
     /// otherwise.
     #[command(after_help = "Example: weatherlight bench --json")]
-    Bench,
+    Bench(bench::Options),
     /// Print a completion script for a shell
     #[command(
         after_help = "Example: weatherlight completions bash > /etc/bash_completion.d/weatherlight"
@@ -197,7 +197,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Kernels(command) => kernels::run(global, &command),
         Command::Bus(command) => bus::run(global, &command),
         Command::Dlq(command) => dlq::run(global, &command),
-        Command::Bench => bench::run(global),
+        Command::Bench(options) => bench::run(global, &options),
         Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
     }
 }

@@ -61,14 +61,13 @@ impl Probe {
     }
 
     async fn look(&self) -> Result<Vec<LaneHealth>, BusError> {
-        self.bus.ping().await?;
-        let mut lanes = Vec::with_capacity(LANES.len());
-        for stream in LANES {
-            let depth = self.bus.depth(stream, GROUP).await?;
-            let name = self.bus.config().streams.name(stream).to_owned();
-            lanes.push(LaneHealth { stream: name, depth });
-        }
-        Ok(lanes)
+        // All at once: one round trip, and the process is woken once for it.
+        let [emergency, requests, policy] = LANES.map(|stream| self.bus.depth(stream, GROUP));
+        let (_, emergency, requests, policy) =
+            tokio::try_join!(self.bus.ping(), emergency, requests, policy)?;
+        let lanes = LANES.into_iter().zip([emergency, requests, policy]);
+        let name = |stream| self.bus.config().streams.name(stream).to_owned();
+        Ok(lanes.map(|(stream, depth)| LaneHealth { stream: name(stream), depth }).collect())
     }
 
     /// Every breaker of this process that guards something for all runs. Needs no answer of the log.
