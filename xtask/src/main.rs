@@ -14,6 +14,14 @@ mod pitfalls;
 mod redis;
 mod redis_newer;
 mod run;
+// The contract written a second time, by hand, for the black-box tests: no code of the service in it.
+#[allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "written for tests; a panic ends the run as failed"
+)]
+#[path = "../../crates/weatherlight/tests/blackbox/wire.rs"]
+mod wire;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

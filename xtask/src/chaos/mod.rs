@@ -13,14 +13,6 @@ mod service;
 mod table;
 mod traffic;
 mod trial;
-// The contract written a second time, by hand, for the black-box tests: no code of the service in it.
-#[allow(
-    clippy::unwrap_used,
-    dead_code,
-    reason = "written for tests; a panic ends the trial as failed"
-)]
-#[path = "../../../crates/weatherlight/tests/blackbox/wire.rs"]
-mod wire;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::run::cargo;
+use crate::wire;
 use place::Place;
 use rows::ROWS;
 use table::{Circumstances, Line};

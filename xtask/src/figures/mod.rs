@@ -10,13 +10,10 @@ mod idle;
 mod life;
 mod process;
 
-// The contract written a second time and a small client, both for the black-box tests.
+// A small client, written for the black-box tests.
 #[allow(clippy::unwrap_used, dead_code, reason = "written for tests; a panic ends the run")]
 #[path = "../../../crates/weatherlight/tests/blackbox/redis.rs"]
 mod client;
-#[allow(clippy::unwrap_used, dead_code, reason = "written for tests; a panic ends the run")]
-#[path = "../../../crates/weatherlight/tests/blackbox/wire.rs"]
-mod wire;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +24,7 @@ use serde_json::{Value, json};
 
 use self::process::{Log, Redis};
 use crate::run::cargo;
+use crate::wire;
 
 /// What to measure, and how often.
 #[derive(Args)]
