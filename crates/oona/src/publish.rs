@@ -287,6 +287,7 @@ impl Bus {
                 source: outgoing.source,
                 stream: self.name(lane),
                 traceparent: outgoing.traceparent,
+                now_ms: self.0.log.stamp_ms(),
             },
         );
         let (bytes, bytes_max) = (sealed.len(), self.0.config.message_bytes_max);
@@ -300,7 +301,7 @@ impl Bus {
     pub(crate) fn stamp(&self, mut envelope: BusEnvelope, lane: Stream) -> Sealed {
         let keyring = self.0.live.keyring();
         envelope.attributes.extend([
-            (attributes::ISSUED_AT_MS.to_owned(), leyline::time::now_unix_ms().to_string()),
+            (attributes::ISSUED_AT_MS.to_owned(), self.0.log.stamp_ms().to_string()),
             (attributes::STREAM.to_owned(), self.name(lane).to_owned()),
             (attributes::KEY_ID.to_owned(), keyring.current_id().to_string()),
         ]);

@@ -49,6 +49,8 @@ pub(crate) struct Unsealed<'a> {
     /// Name of the stream in the log.
     pub(crate) stream: &'a str,
     pub(crate) traceparent: Option<&'a str>,
+    /// When it is sent, Unix milliseconds.
+    pub(crate) now_ms: u64,
 }
 
 /// Puts the attributes in and signs: exactly these bytes are sent and verified.
@@ -56,15 +58,15 @@ pub(crate) fn seal(keyring: &Keyring, unsealed: Unsealed<'_>) -> Sealed {
     // From the thread's own generator: asking the system for ten bytes costs more than the HMAC.
     let mut random = [0; 10];
     rand::rng().fill_bytes(&mut random);
-    let now_ms = leyline::time::now_unix_ms();
-    let payload = envelope(keyring.current_id().as_str(), unsealed, now_ms, random);
+    let payload = envelope(keyring.current_id().as_str(), unsealed, random);
     let signature = keyring.sign(&payload);
     Sealed { payload, signature }
 }
 
 /// The bytes of a `BusEnvelope`, as its generated code writes them: attributes in the order of
 /// their names.
-fn envelope(key_id: &str, unsealed: Unsealed<'_>, now_ms: u64, random: [u8; 10]) -> Vec<u8> {
+fn envelope(key_id: &str, unsealed: Unsealed<'_>, random: [u8; 10]) -> Vec<u8> {
+    let now_ms = unsealed.now_ms;
     let id = uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid();
     let (mut id_text, mut ms_text) = ([0; 36], [0; 20]);
     let mut bytes = Vec::with_capacity(unsealed.payload.len() + ATTRIBUTES_LEN);
@@ -132,9 +134,9 @@ mod tests {
             let Ok(kind) = BusMessageType::try_from(number) else { return Ok(()) };
             let traceparent = traceparent.as_deref();
             let unsealed = Unsealed {
-                kind, payload: &payload, source: &source, stream: &stream, traceparent,
+                kind, payload: &payload, source: &source, stream: &stream, traceparent, now_ms,
             };
-            let written = envelope("0123abcd", unsealed, now_ms, random);
+            let written = envelope("0123abcd", unsealed, random);
             let id = uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid();
             let mut attributes = std::collections::BTreeMap::from([
                 (attributes::ID.to_owned(), id.to_string()),
@@ -160,6 +162,7 @@ mod tests {
             source: "test",
             stream: "s",
             traceparent: None,
+            now_ms: 1_700_000_000_000,
         };
         let id = || {
             let sealed = seal(&keyring, unsealed);

@@ -68,7 +68,7 @@ impl Catalogue {
         // Another process may have replaced it meanwhile.
         let opened = Self::try_open(config, &files).await;
         let Err(OpenError::Damaged { problem, .. }) = &opened else { return opened };
-        let aside = damage::set_aside(path)?;
+        let aside = damage::set_aside(path).await?;
         let (path, aside) = (path.display(), aside.display());
         tracing::error!(%path, %aside, problem, "catalogue damaged, set aside; its kernels are compiled again");
         Self::try_open(config, &files).await

@@ -14,6 +14,8 @@ use crate::error::OpenError;
 
 /// How long another process may take to set the same catalogue aside.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How long closing may take to remove the journal.
+const CLOSE_WAIT: Duration = Duration::from_millis(500);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// What stands beside a SQLite file and belongs to it.
 const COMPANIONS: [&str; 3] = ["", "-wal", "-shm"];
@@ -74,7 +76,14 @@ pub(crate) async fn lock(path: &Path) -> Result<File, OpenError> {
 }
 
 /// Moves a catalogue out of the way, and says where it went.
-pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
+pub(crate) async fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
+    // A connection of ours that closes removes the journal by its name, which must not be the new one's by then. One that
+    // is damaged, or open elsewhere, stays.
+    let journal = with_suffix(path, "-wal");
+    let deadline = Instant::now() + CLOSE_WAIT;
+    while journal.exists() && Instant::now() < deadline {
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
     let aside = with_suffix(path, &format!(".damaged-{}", now_unix_ms()));
     for companion in COMPANIONS {
         let from = with_suffix(path, companion);

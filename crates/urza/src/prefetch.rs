@@ -11,8 +11,8 @@ use leyline::ids::BlueprintId;
 use leyline::wire::{KernelPrefetchRequest, MessagePriority};
 use oona::chaos::{self, Point};
 use oona::{
-    Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Order, Outgoing, Stream,
-    TraceContext,
+    Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Order, Outgoing, PublishError,
+    Stream, TraceContext,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -24,6 +24,8 @@ use crate::library::Library;
 use crate::metrics::Metrics;
 
 const SOURCE: &str = "urza";
+/// Longest pause before an answer is offered again.
+const OFFER_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Settings of the prefetch worker. Defaults stand beside each field.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub struct PrefetchConfig {
     pub build_wait: Duration,
     /// 5 s: how long publishing one answer may take.
     pub publish_timeout: Duration,
+    /// 200 ms before an answer that the bus did not take is offered again; doubles up to 5 s.
+    pub offer_pause: Duration,
     /// 10 s: how long answers in progress may take once a stop is asked for.
     pub drain_timeout: Duration,
 }
@@ -50,6 +54,7 @@ impl Default for PrefetchConfig {
             waiting_max: 1024,
             build_wait: Duration::from_secs(20),
             publish_timeout: Duration::from_secs(5),
+            offer_pause: Duration::from_millis(200),
             drain_timeout: Duration::from_secs(10),
         }
     }
@@ -149,6 +154,8 @@ impl Prefetcher {
             metrics: self.metrics,
             publish_timeout: self.config.publish_timeout,
             heartbeat: self.heartbeat.clone(),
+            offer_pause: self.config.offer_pause,
+            stop: stop.clone(),
         };
         loop {
             self.heartbeat.beat("serving");
@@ -338,6 +345,8 @@ struct Worker {
     metrics: Metrics,
     publish_timeout: Duration,
     heartbeat: Heartbeat,
+    offer_pause: Duration,
+    stop: CancellationToken,
 }
 
 impl Worker {
@@ -386,9 +395,33 @@ impl Worker {
         self.settle(delivery, answer).await
     }
 
-    /// Publishes the answer, then acknowledges the request. An answer that the bus did not take
-    /// leaves the request to be retried.
+    /// Publishes the answer, then acknowledges the request. An answer that the bus does not take now is offered again
+    /// until it does: the log's trouble (out of memory, say) is not the request's, and uses up none of its attempts.
     async fn settle(&self, delivery: Delivery, answer: Answer) -> Worked {
+        let mut pause = self.offer_pause;
+        loop {
+            let fault = match self.offer(&delivery, &answer).await {
+                Offer::Taken => {
+                    chaos::point(Point::AnswerPublished);
+                    self.metrics.answered(answer.outcome, delivery.received_at.elapsed());
+                    return acknowledge(delivery).await;
+                }
+                Offer::Never(fault) => return self.give_back(delivery, &fault).await,
+                Offer::Later(fault) => fault,
+            };
+            self.metrics.unsent.inc();
+            tracing::warn!(entry = %delivery.entry, %fault, ?pause, "answer not sent, offered again");
+            tokio::select! {
+                biased;
+                // Unsettled: it comes back, to this service or to another.
+                () = self.stop.cancelled() => return Worked::Settled,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(OFFER_PAUSE_MAX);
+        }
+    }
+
+    async fn offer(&self, delivery: &Delivery, answer: &Answer) -> Offer {
         let stream = match answer.message {
             Message::PrefetchReady(_) => Stream::KernelReady,
             _ => Stream::KernelErrors,
@@ -404,21 +437,25 @@ impl Worker {
             traceparent: traceparent.as_deref(),
         });
         chaos::point(Point::AnswerMade);
-        let published = tokio::time::timeout(self.publish_timeout, publishing).await;
-        let fault = match published {
+        match tokio::time::timeout(self.publish_timeout, publishing).await {
             Ok(Ok(outcome)) if outcome.is_accepted() => {
-                chaos::point(Point::AnswerPublished);
-                self.metrics.answered(answer.outcome, delivery.received_at.elapsed());
                 tracing::debug!(entry = %delivery.entry, ?stream, trace_id, "request answered");
-                return acknowledge(delivery).await;
+                Offer::Taken
             }
-            Ok(Ok(_)) => "the bus refused the answer".to_owned(),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "publishing the answer timed out".to_owned(),
-        };
+            Ok(Ok(_)) => Offer::Later("the bus refused the answer".to_owned()),
+            Ok(Err(error @ (PublishError::Oversize { .. } | PublishError::WrongStream { .. }))) => {
+                Offer::Never(error.to_string())
+            }
+            Ok(Err(error)) => Offer::Later(error.to_string()),
+            Err(_) => Offer::Later("publishing the answer timed out".to_owned()),
+        }
+    }
+
+    /// An answer that the bus will never take: the request is retried, and ends as a dead letter.
+    async fn give_back(&self, delivery: Delivery, fault: &str) -> Worked {
         self.metrics.unsent.inc();
-        tracing::warn!(entry = %delivery.entry, trace_id, %fault, "answer not sent, request will be retried");
-        if let Err(error) = delivery.fail(&fault).await {
+        tracing::warn!(entry = %delivery.entry, %fault, "answer cannot be sent, request will be retried");
+        if let Err(error) = delivery.fail(fault).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "request not handed back, the bus redelivers it"
@@ -426,6 +463,15 @@ impl Worker {
         }
         Worked::Settled
     }
+}
+
+/// What the bus says to an answer.
+enum Offer {
+    Taken,
+    /// Not now.
+    Later(String),
+    /// As it is, never.
+    Never(String),
 }
 
 async fn acknowledge(delivery: Delivery) -> Worked {

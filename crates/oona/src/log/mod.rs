@@ -428,6 +428,17 @@ impl Log {
         either!(self, log => log.now_ms().await)
     }
 
+    /// The time for a message that is sent now, Unix milliseconds: by the log's clock as far as it is known, since readers
+    /// judge by that one. A step of this machine's clock then makes nothing stale.
+    pub(crate) fn stamp_ms(&self) -> u64 {
+        let known = match self {
+            // It is the same clock.
+            Self::Embedded(_) => None,
+            Self::Redis(log) => log.known_ms(),
+        };
+        known.unwrap_or_else(leyline::time::now_unix_ms)
+    }
+
     /// Waits until everything handed to the log so far is as durable as it gets.
     pub(crate) async fn flush(&self) -> Result<(), LogError> {
         match self {

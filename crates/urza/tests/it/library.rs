@@ -12,7 +12,7 @@ use urza::{
     RecordState, Remedy, Role, StoreError,
 };
 
-use crate::support::{artifact, count, fixture};
+use crate::support::{Fixture, artifact, count, fixture};
 
 fn id(text: &str) -> BlueprintId {
     text.into()
@@ -274,14 +274,10 @@ async fn a_damaged_catalogue_is_set_aside_and_filled_again() {
         let fixture = fixture().await;
         let stored = fixture.library.store(artifact("BP001", b"one")).await.unwrap();
         fixture.library.close().await;
-        let path = fixture.dir.path().join("catalog.db");
+        let path = closed_catalogue(&fixture).await;
         let mut bytes = std::fs::read(&path).unwrap();
         damage(&mut bytes);
         std::fs::write(&path, &bytes).unwrap();
-        // A journal that still has the pages would heal it, which is SQLite's to prove.
-        for companion in ["catalog.db-wal", "catalog.db-shm"] {
-            let _ = std::fs::remove_file(fixture.dir.path().join(companion));
-        }
 
         let library = fixture.another_process().await;
         assert_eq!(library.find(&"BP001".into()).await.unwrap(), None, "{name}");
@@ -302,7 +298,7 @@ async fn a_damaged_catalogue_is_set_aside_and_filled_again() {
 async fn two_processes_that_find_the_damage_at_once_make_one_new_catalogue() {
     let fixture = fixture().await;
     fixture.library.close().await;
-    let path = fixture.dir.path().join("catalog.db");
+    let path = closed_catalogue(&fixture).await;
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[4096..].fill(0x5a);
     std::fs::write(&path, bytes).unwrap();
@@ -312,4 +308,17 @@ async fn two_processes_that_find_the_damage_at_once_make_one_new_catalogue() {
         other.find(&"BP001".into()).await.unwrap().is_some(),
         "both use the same new catalogue"
     );
+}
+
+/// The file of a catalogue that nobody has open: the last connection takes its journal away, which may be a moment after
+/// `close` has returned.
+async fn closed_catalogue(fixture: &Fixture) -> std::path::PathBuf {
+    let journal = fixture.dir.path().join("catalog.db-wal");
+    let gone = async {
+        while journal.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the catalogue is closed");
+    fixture.dir.path().join("catalog.db")
 }

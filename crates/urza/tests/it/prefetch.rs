@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use leyline::Message;
 use leyline::ids::BlueprintId;
-use leyline::wire::KernelArtifactReady;
-use oona::{Stream, TraceContext};
-use urza::{BuildAnswer, Demand, Page, RecordState, WhyBuild};
+use leyline::wire::{KernelArtifactReady, KernelCatalogUpdate};
+use oona::{ConsumerSpec, EntryId, Stream, TraceContext};
+use prometheus_client::registry::Registry;
+use urza::{BuildAnswer, Demand, Metrics, Page, RecordState, WhyBuild};
 
-use crate::support::{artifact, service};
+use crate::support::{artifact, service, service_with};
 
 #[tokio::test]
 async fn a_stored_kernel_is_ready_with_digest_guard_and_percentiles() {
@@ -300,4 +301,55 @@ async fn an_order_goes_on_with_the_trace_of_its_request() {
         assert_eq!(s.error().await.request_id, "r1");
     })
     .await;
+}
+
+/// Longer than an entry has attempts: the request must not end as a dead letter for it.
+#[tokio::test]
+async fn an_answer_that_the_bus_does_not_take_is_offered_until_it_does() {
+    let mut registry = Registry::default();
+    let mut service = service_with(|config| {
+        let depth_sample_interval = Duration::ZERO;
+        oona::Config { depth_max: 4, attempts_max: 2, depth_sample_interval, ..config }
+            .with_bands_of_depth()
+    })
+    .await;
+    service.fixture.metrics = Metrics::register(&mut registry);
+    service.config.offer_pause = Duration::from_millis(5);
+    service.fixture.library.store(artifact("BP001", b"one")).await.unwrap();
+    // The service's own group has so much to read on the stream of answers that nothing more is taken.
+    service.bus.ensure_groups(&[(Stream::KernelReady, "weatherlight")]).await.unwrap();
+    for number in 0..3 {
+        let update = Message::CatalogUpdate(KernelCatalogUpdate {
+            blueprint_id: format!("BP{number}"),
+            checksum: "00".to_owned(),
+            ..KernelCatalogUpdate::default()
+        });
+        service.publish(Stream::KernelReady, &update).await;
+    }
+    let (demand, _orders) = Demand::channel();
+    service
+        .serve(demand, async |service| {
+            service.ask("request", "BP001").await;
+            while unsent(&registry) < 5 {
+                tokio::task::yield_now().await;
+            }
+            let spec = ConsumerSpec::new(Stream::KernelReady, "weatherlight");
+            let mut reader = service.bus.consumer(spec);
+            for _ in 0..3 {
+                reader.recv().await.unwrap().ack().await.unwrap();
+            }
+            let answer = reader.recv().await.unwrap();
+            let Message::PrefetchReady(ready) = &answer.message else { panic!("{answer:?}") };
+            assert_eq!(ready.request_id, "request");
+        })
+        .await;
+    let dead = service.bus.dead_letters(EntryId { ms: 0, seq: 0 }, 10).await.unwrap();
+    assert!(dead.is_empty(), "{dead:?}");
+}
+
+fn unsent(registry: &Registry) -> u64 {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+    let line = text.lines().find(|line| line.contains("prefetch_unsent_total"));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap()
 }

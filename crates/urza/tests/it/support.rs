@@ -83,9 +83,15 @@ pub struct Service {
 }
 
 pub async fn service() -> Service {
+    service_with(|config| config).await
+}
+
+/// The same with other settings of the bus.
+pub async fn service_with(change: impl FnOnce(oona::Config) -> oona::Config) -> Service {
     let fixture = fixture().await;
     let path = fixture.dir.path().join("log.redb");
-    let config = oona::Config { log: LogChoice::Embedded { path }, ..oona::Config::default() };
+    let config =
+        change(oona::Config { log: LogChoice::Embedded { path }, ..oona::Config::default() });
     let keyring = Keyring::new(&Secret::new("a secret of some length"), None);
     let bus = Bus::open(config, keyring, oona::Metrics::detached()).await.unwrap();
     bus.ensure_groups(&[

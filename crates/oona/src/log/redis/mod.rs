@@ -199,6 +199,11 @@ impl RedisLog {
         Ok(now_ms)
     }
 
+    /// Its clock, as far as this process knows it.
+    pub(crate) fn known_ms(&self) -> Option<u64> {
+        self.0.clock.now_ms()
+    }
+
     pub(crate) async fn len(&self, stream: &str) -> Result<u64, LogError> {
         self.ask("length", false, redis::cmd("XLEN").arg(stream)).await
     }
