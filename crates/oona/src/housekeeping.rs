@@ -95,7 +95,7 @@ impl Housekeeping {
         }
         if sweep {
             for stream in Stream::ALL {
-                self.heartbeat.beat("sweep");
+                self.heartbeat.beat_about("sweep", stream);
                 self.bus.sweep(stream).await?;
             }
         }

@@ -163,7 +163,7 @@ impl FieldReports {
                 continue;
             }
             tried += 1;
-            self.heartbeat.beat("publishing a report");
+            self.heartbeat.beat_about("publishing a report", &pending.report.report_id);
             match self.publish(&pending.report).await {
                 Sent::Yes => {
                     self.metrics.report_published();
@@ -272,8 +272,8 @@ impl FieldReports {
     }
 
     async fn in_time<R>(&self, work: tokio::task::JoinHandle<R>) -> Result<R, StoreError> {
-        self.heartbeat.beat("writing to disk");
         let after = self.settings.store_timeout;
+        self.heartbeat.beat_within("writing to disk", after + Heartbeat::INTERVAL);
         match timeout(after, work).await {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(failed)) => match failed.try_into_panic() {

@@ -120,7 +120,7 @@ impl Forge {
 impl Shift {
     async fn work(mut self, stop: CancellationToken, heartbeat: Heartbeat) {
         loop {
-            self.start_due();
+            self.start_due(&heartbeat);
             self.report();
             match heartbeat.during("waiting", self.next_event(&stop)).await {
                 Event::Ended(ended) => self.ended(*ended),
@@ -160,7 +160,7 @@ impl Shift {
         if self.health.is_conservative() { 1 } else { self.workshop.config.jobs_max }
     }
 
-    fn start_due(&mut self) {
+    fn start_due(&mut self, heartbeat: &Heartbeat) {
         let now = Instant::now();
         while self.running.len() < self.jobs_max() && self.health.admit(now) {
             let Some((key, job)) = self.backlog.start_next(now) else {
@@ -174,8 +174,9 @@ impl Shift {
             self.workshop.metrics.started();
             self.score.started(job.blueprint().id());
             let cancel = self.cancel.child_token();
+            let blueprint = job.blueprint().id().clone();
             let attempt = self.workshop.clone().attempt(key, job, strategy, cancel);
-            self.running.push(Box::pin(attempt));
+            self.running.push(Box::pin(heartbeat.over("compiling", blueprint, attempt)));
         }
     }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::logging;
+
 use super::core::Exit;
 use super::notify::Feed;
 use super::watched::{Blocked, Watched};
@@ -60,7 +62,11 @@ impl Watchdog {
     /// # Errors
     /// When the system has no thread left.
     pub fn start() -> io::Result<(Self, Watched)> {
-        let end: EndProcess = Box::new(|_| std::process::exit(i32::from(Exit::Software.code())));
+        let end: EndProcess = Box::new(|_| {
+            // What was logged of it is all that is left of the process.
+            logging::flush();
+            std::process::exit(i32::from(Exit::Software.code()))
+        });
         Self::with(Patience::default(), Feed::from_environment(), end)
     }
 

@@ -389,7 +389,7 @@ fn specs() -> impl Strategy<Value = Vec<(Criticality, u8, Vec<WorkerId>)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     /// For random histories the core never exceeds the intensity of any worker; never restarts a
     /// parked one unless an operator asks; never has two tasks of one; tells, cancels, aborts and
