@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::{Figure, median, milliseconds};
 use crate::supervisor::{
     Build, BusPicture, Context, Criticality, Exit, Handle, Identity, RestartPolicy, Row, Setup,
-    Supervisor, WorkerError, build,
+    Supervisor, Watchdog, WorkerError, build,
 };
 
 /// Crashes measured of each kind.
@@ -43,6 +43,9 @@ pub enum SupervisorBenchError {
         /// What was waited for.
         what: &'static str,
     },
+    /// The system has no thread left for the watchdog.
+    #[error("no thread for the watchdog")]
+    NoThread(#[from] std::io::Error),
 }
 
 /// How the measured worker goes wrong.
@@ -91,7 +94,7 @@ async fn bare_tasks() -> Vec<Duration> {
 }
 
 async fn crashes(fault: Fault) -> Result<Vec<Duration>, SupervisorBenchError> {
-    let mut bed = Bed::start(fault);
+    let mut bed = Bed::start(fault)?;
     let mut spans = Vec::with_capacity(CRASHES);
     for _ in 0..CRASHES {
         let crashed = bed.go_wrong().await?;
@@ -105,7 +108,7 @@ async fn crashes(fault: Fault) -> Result<Vec<Duration>, SupervisorBenchError> {
 async fn hangs(fault: Fault) -> Result<Duration, SupervisorBenchError> {
     let mut longest = Duration::ZERO;
     for _ in 0..HANGS {
-        let mut bed = Bed::start(fault);
+        let mut bed = Bed::start(fault)?;
         let mut health = bed.handle.health();
         let beat = bed.go_wrong().await?;
         let noticed = health.wait_for(|health| {
@@ -131,10 +134,11 @@ struct Bed {
     /// Lets a spinning worker end.
     release: Arc<AtomicBool>,
     ended: tokio::task::JoinSet<Exit>,
+    _watchdog: Watchdog,
 }
 
 impl Bed {
-    fn start(fault: Fault) -> Self {
+    fn start(fault: Fault) -> Result<Self, SupervisorBenchError> {
         let (order, orders) = mpsc::channel(1);
         let orders = Arc::new(tokio::sync::Mutex::new(orders));
         let (tell_wrong, went_wrong) = mpsc::channel(1);
@@ -181,6 +185,7 @@ impl Bed {
         let mut rows: Vec<Row> = COMPANIONS.iter().map(|name| row(name, build(idle))).collect();
         rows.push(row(VICTIM, victim));
         let (_, control) = WorkerControl::channel();
+        let (watchdog, watched) = Watchdog::start()?;
         let (supervisor, handle) = Supervisor::new(Setup {
             policy: RestartPolicy {
                 first_delay_max: Duration::ZERO,
@@ -193,10 +198,11 @@ impl Bed {
             control,
             bus: watch::channel(BusPicture::default()).1,
             reload: Box::new(|| {}),
+            watched,
         });
         let mut ended = tokio::task::JoinSet::new();
         ended.spawn(supervisor.run(Vec::new(), Box::pin(async { Ok(rows) })));
-        Self { handle, order, went_wrong, began, release, ended }
+        Ok(Self { handle, order, went_wrong, began, release, ended, _watchdog: watchdog })
     }
 
     /// Tells the worker to go wrong, and when it did.

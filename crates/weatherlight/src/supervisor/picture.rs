@@ -117,7 +117,11 @@ fn worker_health(moment: &Moment, core: &Core, worker: &Worker, seen: &Seen) -> 
         critical: worker.spec.criticality == Criticality::Critical,
         restarts: worker.restarts,
         backoff_s: backoff.as_secs_f64(),
-        last_error: worker.reasons.back().map(|(_, cause)| cause.to_string()),
+        last_error: match &worker.life {
+            // Known from when it was told to end, not only from when it has.
+            Life::Ending { cause, .. } => Some(cause.to_string()),
+            _ => worker.reasons.back().map(|(_, cause)| cause.to_string()),
+        },
         recent_restarts: worker.reasons.iter().map(restart).collect(),
         heartbeat_age_ms: sighting.map(|sighting| millis(sighting.age_at(Instant::now()))),
         last_phase: sighting.map(|sighting| sighting.phase.to_owned()),
