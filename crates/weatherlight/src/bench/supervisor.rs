@@ -12,6 +12,7 @@ use nissa::WorkerControl;
 use oona::Heartbeat;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::{Figure, median, milliseconds};
 use crate::supervisor::{
@@ -94,51 +95,75 @@ async fn bare_tasks() -> Vec<Duration> {
 }
 
 async fn crashes(fault: Fault) -> Result<Vec<Duration>, SupervisorBenchError> {
-    let mut bed = Bed::start(fault)?;
-    let mut spans = Vec::with_capacity(CRASHES);
-    for _ in 0..CRASHES {
-        let crashed = bed.go_wrong().await?;
-        spans.push(bed.began().await? - crashed);
-    }
-    bed.end().await?;
-    Ok(spans)
+    with(fault, async |bed| {
+        let mut spans = Vec::with_capacity(CRASHES);
+        for _ in 0..CRASHES {
+            let crashed = bed.go_wrong().await?.at;
+            spans.push(bed.began().await? - crashed);
+        }
+        Ok(spans)
+    })
+    .await
 }
 
-/// The longest of a few, since that is what is promised.
+/// The longest of a few, since that is what is promised: from the last heartbeat until the worker is
+/// told to end.
 async fn hangs(fault: Fault) -> Result<Duration, SupervisorBenchError> {
     let mut longest = Duration::ZERO;
     for _ in 0..HANGS {
-        let mut bed = Bed::start(fault)?;
-        let mut health = bed.handle.health();
-        let beat = bed.go_wrong().await?;
-        let noticed = health.wait_for(|health| {
-            health.workers.iter().any(|worker| worker.name == VICTIM && worker.last_error.is_some())
+        let noticed = with(fault, async |bed| {
+            let wrong = bed.go_wrong().await?;
+            let noticed = timeout(PATIENCE, wrong.stop.cancelled()).await;
+            let taken = wrong.at.elapsed();
+            bed.release.store(true, Ordering::Relaxed);
+            noticed
+                .map_err(|_| SupervisorBenchError::Late { what: "no hung worker was noticed" })?;
+            Ok(taken)
         });
-        let noticed = timeout(PATIENCE, noticed).await.is_ok_and(|found| found.is_ok());
-        longest = longest.max(beat.elapsed());
-        bed.release.store(true, Ordering::Relaxed);
-        if !noticed {
-            return Err(SupervisorBenchError::Late { what: "no hung worker was noticed" });
-        }
-        bed.end().await?;
+        longest = longest.max(noticed.await?);
     }
     Ok(longest)
+}
+
+/// Runs a supervisor on this task, as the service does, and `work` beside it.
+async fn with<T>(
+    fault: Fault,
+    work: impl AsyncFnOnce(&mut Bed) -> Result<T, SupervisorBenchError>,
+) -> Result<T, SupervisorBenchError> {
+    let (mut bed, run) = Bed::start(fault)?;
+    let work = async {
+        let begun = bed.began().await;
+        let result = match begun {
+            Ok(_) => work(&mut bed).await,
+            Err(error) => Err(error),
+        };
+        bed.handle.stop(Exit::Clean);
+        result
+    };
+    let (result, _) = tokio::join!(work, run);
+    result
+}
+
+/// A worker has just gone wrong.
+struct Wrong {
+    at: Instant,
+    /// Tells it to end.
+    stop: CancellationToken,
 }
 
 /// A supervisor with a worker that goes wrong when it is told to.
 struct Bed {
     handle: Handle,
     order: mpsc::Sender<()>,
-    went_wrong: mpsc::Receiver<Instant>,
+    went_wrong: mpsc::Receiver<Wrong>,
     began: mpsc::Receiver<Instant>,
     /// Lets a spinning worker end.
     release: Arc<AtomicBool>,
-    ended: tokio::task::JoinSet<Exit>,
     _watchdog: Watchdog,
 }
 
 impl Bed {
-    fn start(fault: Fault) -> Result<Self, SupervisorBenchError> {
+    fn start(fault: Fault) -> Result<(Self, impl Future<Output = Exit>), SupervisorBenchError> {
         let (order, orders) = mpsc::channel(1);
         let orders = Arc::new(tokio::sync::Mutex::new(orders));
         let (tell_wrong, went_wrong) = mpsc::channel(1);
@@ -168,7 +193,7 @@ impl Bed {
                     return Ok(());
                 }
                 context.heartbeat.beat("go wrong");
-                let _ = wrong.try_send(Instant::now());
+                let _ = wrong.try_send(Wrong { at: Instant::now(), stop: context.stop.clone() });
                 match fault {
                     Fault::Fails => Err::<(), WorkerError>("ordered to fail".into()),
                     Fault::Panics => panic!("ordered to panic"),
@@ -200,35 +225,27 @@ impl Bed {
             reload: Box::new(|| {}),
             watched,
         });
-        let mut ended = tokio::task::JoinSet::new();
-        ended.spawn(supervisor.run(Vec::new(), Box::pin(async { Ok(rows) })));
-        Ok(Self { handle, order, went_wrong, began, release, ended, _watchdog: watchdog })
+        let run = supervisor.run(Vec::new(), Box::pin(async { Ok(rows) }));
+        let bed = Self { handle, order, went_wrong, began, release, _watchdog: watchdog };
+        Ok((bed, run))
     }
 
-    /// Tells the worker to go wrong, and when it did.
-    async fn go_wrong(&mut self) -> Result<Instant, SupervisorBenchError> {
-        while self.began.try_recv().is_ok() {}
+    /// Tells the worker to go wrong; returns when it has.
+    async fn go_wrong(&mut self) -> Result<Wrong, SupervisorBenchError> {
         let _ = self.order.send(()).await;
         next(&mut self.went_wrong, "no worker went wrong").await
     }
 
+    /// When the worker began the next time.
     async fn began(&mut self) -> Result<Instant, SupervisorBenchError> {
         next(&mut self.began, "no worker began again").await
     }
-
-    async fn end(mut self) -> Result<(), SupervisorBenchError> {
-        self.handle.stop(Exit::Clean);
-        match timeout(PATIENCE, self.ended.join_next()).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(SupervisorBenchError::Late { what: "the supervisor did not end" }),
-        }
-    }
 }
 
-async fn next(
-    from: &mut mpsc::Receiver<Instant>,
+async fn next<T>(
+    from: &mut mpsc::Receiver<T>,
     what: &'static str,
-) -> Result<Instant, SupervisorBenchError> {
+) -> Result<T, SupervisorBenchError> {
     match timeout(PATIENCE, from.recv()).await {
         Ok(Some(at)) => Ok(at),
         _ => Err(SupervisorBenchError::Late { what }),
