@@ -20,7 +20,8 @@ use leyline::wire::{
 };
 use nissa::{
     Board, BreakerHealth, BreakerState, Health, Http, HttpConfig, IngestConfig, LaneHealth,
-    Metrics, Now, ProcessPhase, Received, SystemMode, WorkerControl, WorkerHealth, WorkerState,
+    Metrics, Now, ProcessPhase, Received, ReloadPort, SystemMode, WorkerControl, WorkerHealth,
+    WorkerState,
 };
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
@@ -52,6 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         registry: Arc::new(registry),
         logs: nissa::LogTail::default(),
         control,
+        reload: ReloadPort::channel().0,
         metrics,
         heartbeat: oona::Heartbeat::detached(),
     };

@@ -6,6 +6,8 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use crate::reload::TokenSource;
+
 /// Fewer characters than this make a guessable token.
 pub const TOKEN_LEN_MIN: usize = 16;
 /// Feature names that may become label values.
@@ -227,7 +229,7 @@ impl Token {
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
     /// Allows changes (`POST`). Default: none, and every change is refused.
-    pub token: Option<Token>,
+    pub token: TokenSource,
     /// Host names, beside `localhost` and addresses, under which a loopback listener may be asked
     /// for. Others are refused there, so that no web site can rebind its name to this machine.
     pub hosts: Vec<String>,
@@ -251,7 +253,7 @@ impl Default for HttpConfig {
     fn default() -> Self {
         let count = |count: usize| NonZeroUsize::MIN.saturating_add(count - 1);
         Self {
-            token: None,
+            token: TokenSource::default(),
             hosts: Vec::new(),
             connections_max: count(128),
             subscribers_max: count(32),

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oona::{Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Role, Stream};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::alerts::{Change, Notification, Route};
 use crate::board::{Board, BoardSink, Now, Received};
-use crate::config::IngestConfig;
+use crate::config::{IngestConfig, Thresholds};
 use crate::error::IngestError;
 use crate::labels::Kind;
 use crate::mapping::{self, Settings};
@@ -49,8 +50,10 @@ pub const STREAMS: [Stream; 6] = [
 pub struct Ingest {
     /// Where messages come from.
     pub bus: Bus,
-    /// Thresholds, group, pace.
+    /// Group, pace, and the thresholds to begin with.
     pub config: IngestConfig,
+    /// The thresholds in force.
+    pub thresholds: watch::Receiver<Thresholds>,
     /// Where snapshots go.
     pub board: BoardSink,
     /// What is counted.
@@ -125,14 +128,19 @@ impl Ingest {
     ///
     /// # Errors
     /// [`IngestError::Bus`] when the bus has failed for good.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), IngestError> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), IngestError> {
         let mut lanes = Lanes::new(&self.bus, &self.config);
-        let board = Board::clone(&self.board.borrow());
+        let mut board = Board::clone(&self.board.borrow());
+        board.alerts.adopt(&self.thresholds.borrow_and_update());
         let (published, now) = (board.revision, Instant::now());
         let mut desk = Desk { board, published, next_publish: now, next_look: now };
         loop {
             self.heartbeat.beat("waiting for messages");
-            match self.next_event(&mut lanes, &desk, &stop).await? {
+            let event = self.next_event(&mut lanes, &desk, &stop).await?;
+            if self.thresholds.has_changed().unwrap_or(false) {
+                desk.board.alerts.adopt(&self.thresholds.borrow_and_update());
+            }
+            match event {
                 Event::Arrived(batch) => self.ingest(&mut desk, batch).await,
                 Event::Idle => {}
                 Event::Stop => break,
@@ -198,7 +206,7 @@ impl Ingest {
         let now = Now::read();
         let settings = Settings {
             features: &self.config.coverage_features,
-            elevated_risk: self.config.thresholds.elevated_risk,
+            elevated_risk: self.thresholds.borrow().elevated_risk,
         };
         mapping::observe(&self.metrics, &delivery.message, &settings);
         let (message, attributes) = (&delivery.message, &delivery.attributes);

@@ -76,7 +76,8 @@ labels! {
     Endpoint {
         Page = "page", Live = "livez", Ready = "readyz", Health = "healthz", Metrics = "metrics",
         Summary = "summary", State = "state", Sources = "sources", Events = "events",
-        Logs = "logs", Restart = "restart", Bus = "bus", DeadLetters = "dead_letters", Unknown = "unknown",
+        Logs = "logs", Restart = "restart", Reload = "reload", Bus = "bus",
+        DeadLetters = "dead_letters", Unknown = "unknown",
     }
     /// How it was answered.
     Answer {

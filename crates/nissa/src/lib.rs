@@ -21,6 +21,7 @@ mod labels;
 mod log_tail;
 mod mapping;
 mod metrics;
+mod reload;
 pub mod slo;
 
 pub use board::{
@@ -45,3 +46,7 @@ pub use ingest::{Ingest, STREAMS};
 pub use labels::{Answer, Endpoint, Kind, Outcome, Provenance, Refusal, Source};
 pub use log_tail::{LOG_TAIL_LEN_MAX, LogLines, LogTail};
 pub use metrics::Metrics;
+pub use reload::{
+    ChangeOutcome, NoReload, ReloadPort, ReloadReport, ReloadRequest, SettingChange, SettingFault,
+    TokenSource,
+};

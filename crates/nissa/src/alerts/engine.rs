@@ -75,6 +75,11 @@ impl Alerts {
         }
     }
 
+    /// Judges by these thresholds from the next sample on. What is active stays so until then.
+    pub fn adopt(&mut self, thresholds: &Thresholds) {
+        self.rules = table(thresholds);
+    }
+
     /// Whether any rule watches this metric or event.
     pub fn watches(&self, metric: &str) -> bool {
         self.rules.iter().any(|rule| rule.metric == metric)

@@ -84,7 +84,7 @@ pub(super) fn refuse(shared: &Shared, reason: Refusal) -> Response {
 
 /// Whether a request may change something.
 pub(super) fn authorise(config: &HttpConfig, headers: &HeaderMap) -> Result<(), Refusal> {
-    let Some(token) = &config.token else { return Err(Refusal::ChangesOff) };
+    let Some(token) = config.token.in_force() else { return Err(Refusal::ChangesOff) };
     let given = headers.get(AUTHORIZATION).ok_or(Refusal::NoToken)?;
     let claimed = match given.as_bytes().split_at_checked(7) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => rest,
@@ -155,6 +155,7 @@ fn endpoint(uri: &Uri) -> Endpoint {
         "/v1/logs" => Endpoint::Logs,
         path if path.starts_with("/v1/bus/") => Endpoint::Bus,
         path if path == "/v1/dlq" || path.starts_with("/v1/dlq/") => Endpoint::DeadLetters,
+        "/v1/reload" => Endpoint::Reload,
         path if path.starts_with("/v1/workers/") => Endpoint::Restart,
         _ => Endpoint::Unknown,
     }

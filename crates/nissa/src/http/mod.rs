@@ -35,6 +35,7 @@ use crate::error::HttpError;
 use crate::health::HealthSource;
 use crate::log_tail::LogTail;
 use crate::metrics::Metrics;
+use crate::reload::ReloadPort;
 
 /// Pause after the system refused a connection, for want of descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -61,6 +62,8 @@ pub struct Http {
     pub logs: LogTail,
     /// Whom to ask for a restart.
     pub control: WorkerControl,
+    /// Whom to ask to read the settings again.
+    pub reload: ReloadPort,
     /// What is counted.
     pub metrics: Metrics,
     /// Sign of life.

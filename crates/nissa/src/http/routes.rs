@@ -24,6 +24,7 @@ use crate::control::{ControlRefused, WorkerAction, WorkerControl};
 use crate::health::HealthSource;
 use crate::log_tail::{LOG_TAIL_LEN_MAX, LogTail};
 use crate::metrics::Metrics;
+use crate::reload::ReloadPort;
 
 /// The media type of what the encoder writes.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     pub(super) logs: LogTail,
     pub(super) control: WorkerControl,
+    pub(super) reload: ReloadPort,
     pub(super) metrics: Metrics,
     pub(super) subscribers: Arc<Semaphore>,
     pub(super) closing: CancellationToken,
@@ -64,6 +66,7 @@ pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> 
         registry: http.registry.clone(),
         logs: http.logs.clone(),
         control: http.control.clone(),
+        reload: http.reload.clone(),
         metrics: http.metrics.clone(),
         closing,
         policy: page::content_security_policy().into(),
@@ -87,6 +90,7 @@ pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> 
         .route("/v1/logs", get(logs))
         .route("/v1/workers/{name}/restart", post(restart))
         .route("/v1/workers/{name}/park", post(park))
+        .route("/v1/reload", post(reload))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(shared.clone(), guard))
         .with_state(shared)
@@ -219,6 +223,20 @@ async fn change(
             };
             (status, Json(json!({ "error": refused.to_string() }))).into_response()
         }
+    }
+}
+
+/// Has the settings read again: 200 with what became of each changed one, 422 with every fault.
+async fn reload(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    if let Err(reason) = authorise(&shared.config, &headers) {
+        tracing::warn!(%reason, "reload refused");
+        return refuse(&shared, reason);
+    }
+    match shared.reload.ask().await {
+        Ok(report) if report.applied => Json(report).into_response(),
+        Ok(report) => (StatusCode::UNPROCESSABLE_ENTITY, Json(report)).into_response(),
+        Err(gone) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": gone.to_string() })))
+            .into_response(),
     }
 }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use nissa::{
-    BreakerHealth, BreakerState, ControlRefused, Health, HttpConfig, LaneHealth, RecentRestart,
-    SystemMode, Token, WorkerAction, WorkerHealth, WorkerState,
+    BreakerHealth, BreakerState, ChangeOutcome, ControlRefused, Health, HttpConfig, LaneHealth,
+    RecentRestart, ReloadReport, SettingChange, SystemMode, Token, WorkerAction, WorkerHealth,
+    WorkerState,
 };
 
 use crate::support::{ask, get, healthy, serve};
@@ -14,8 +15,47 @@ const TOKEN: &str = "0123456789abcdef0123";
 /// Path, headers, expected status.
 type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
 
+#[tokio::test]
+async fn a_reload_is_asked_for_with_the_token_in_force_and_answered_with_its_report() {
+    let (rotation, token) = tokio::sync::watch::channel(Some(Token::new(TOKEN).unwrap()));
+    let config = HttpConfig { token: token.into(), ..HttpConfig::default() };
+    serve(config, |mut server| async move {
+        let bearer = |token: &str| format!("Bearer {token}");
+        let ask_with = async |token: String| {
+            ask(server.address, "POST", "/v1/reload", &[("authorization", &token)]).await
+        };
+        assert_eq!(ask(server.address, "POST", "/v1/reload", &[]).await.status, 401);
+        let change = SettingChange {
+            setting: "ESP_LOG_LEVEL".to_owned(),
+            was: Some("INFO".to_owned()),
+            now: Some("DEBUG".to_owned()),
+            origin: "weatherlight.toml:2:9".to_owned(),
+            outcome: ChangeOutcome::TookEffect,
+        };
+        let good = ReloadReport { applied: true, changes: vec![change], faults: vec![] };
+        let reports = [good.clone(), ReloadReport::default()];
+        for (report, status) in reports.into_iter().zip([200, 422]) {
+            let answered = async {
+                server.reloads.recv().await.unwrap().send(report.clone()).unwrap();
+            };
+            let (answer, ()) = tokio::join!(ask_with(bearer(TOKEN)), answered);
+            assert_eq!(answer.status, status);
+            assert_eq!(serde_json::from_str::<ReloadReport>(&answer.body).unwrap(), report);
+        }
+        // Another token from now on; then none.
+        let other = "another token, long enough";
+        rotation.send_replace(Some(Token::new(other).unwrap()));
+        assert_eq!(ask_with(bearer(TOKEN)).await.status, 403);
+        drop(server.reloads);
+        assert_eq!(ask_with(bearer(other)).await.status, 503);
+        rotation.send_replace(None);
+        assert_eq!(ask_with(bearer(other)).await.status, 403);
+    })
+    .await;
+}
+
 fn with_token() -> HttpConfig {
-    HttpConfig { token: Some(Token::new(TOKEN).unwrap()), ..HttpConfig::default() }
+    HttpConfig { token: Token::new(TOKEN).unwrap().into(), ..HttpConfig::default() }
 }
 
 #[tokio::test]

@@ -42,7 +42,8 @@ impl Bench {
         let (board, source) = nissa::channel(&config);
         let heartbeat = oona::Heartbeat::detached();
         let (bus, metrics) = (self.bus.clone(), self.metrics.clone());
-        (Ingest { bus, config, board, metrics, heartbeat }, source)
+        let (_, thresholds) = tokio::sync::watch::channel(config.thresholds.clone());
+        (Ingest { bus, config, thresholds, board, metrics, heartbeat }, source)
     }
 
     async fn say(&self, stream: Stream, message: impl Into<Message>) {
@@ -151,6 +152,32 @@ async fn a_runs_messages_become_its_picture() {
     assert!(bench.metric("esper_field_reports_total{outcome=\"regression\"} 1"));
 }
 
+/// The same value, judged before and after the thresholds change.
+#[tokio::test]
+async fn other_thresholds_hold_for_the_next_sample() {
+    let bench = Bench::new().await;
+    let (mut ingest, mut source) = bench.ingest(IngestConfig::default());
+    let mut config = IngestConfig::default();
+    let (tuning, thresholds) = tokio::sync::watch::channel(config.thresholds.clone());
+    ingest.thresholds = thresholds;
+    let stop = CancellationToken::new();
+    let steps = async {
+        let risky = || telemetry("tamiyo", &[("tamiyo.blueprint.risk", 0.6)]);
+        bench.say(Stream::Telemetry, risky()).await;
+        let before = source.wait_for(|board| board.messages == 1).await.unwrap().clone();
+        assert_eq!(before.alerts.active().count(), 0, "0.6 is below 0.8");
+        config.thresholds.elevated_risk = 0.5;
+        tuning.send_replace(config.thresholds.clone());
+        bench.say(Stream::Telemetry, risky()).await;
+        let after = source.wait_for(|board| board.alerts.active().count() > 0).await.unwrap();
+        assert_eq!(after.messages, 2);
+        drop(after);
+        stop.cancel();
+    };
+    let run = async { tokio::join!(ingest.run(stop.clone()), steps) };
+    timeout(PATIENCE, run).await.expect("the alert never came").0.unwrap();
+}
+
 #[tokio::test]
 async fn the_metrics_of_the_contract_follow_the_packets() {
     let bench = Bench::new().await;
@@ -236,7 +263,8 @@ async fn replicas_see_everything_and_a_restart_forgets_nothing() {
     until(second, &mut second_board, |board| board.messages == 1).await;
     bench.say(Stream::Telemetry, telemetry("urza", &[])).await;
     let (bus, metrics) = (bench.bus.clone(), bench.metrics.clone());
-    let again = Ingest { bus, config: config("a"), board: sink, metrics, heartbeat };
+    let (_, thresholds) = tokio::sync::watch::channel(config("a").thresholds);
+    let again = Ingest { bus, config: config("a"), thresholds, board: sink, metrics, heartbeat };
     let board = until(again, &mut first_board, |board| board.messages == 2).await;
     let urza = board.sources.iter().find(|(name, _)| *name == "urza").unwrap().1;
     assert_eq!(urza.packets, 2);

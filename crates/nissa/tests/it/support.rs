@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nissa::{
     Board, BoardSink, ControlRequest, Health, Http, HttpConfig, IngestConfig, Metrics, Now,
-    ProcessPhase, WorkerControl,
+    ProcessPhase, ReloadPort, ReloadRequest, WorkerControl,
 };
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -25,6 +25,7 @@ pub struct Server {
     pub health: watch::Sender<Health>,
     pub board: BoardSink,
     pub requests: mpsc::Receiver<ControlRequest>,
+    pub reloads: mpsc::Receiver<ReloadRequest>,
     pub stop: CancellationToken,
 }
 
@@ -47,6 +48,7 @@ pub async fn serve<F: Future<Output = ()>>(config: HttpConfig, test: impl FnOnce
     let (board, board_source) = nissa::channel(&IngestConfig::default());
     let (health, health_source) = watch::channel(healthy());
     let (control, requests) = WorkerControl::channel();
+    let (reload, reloads) = ReloadPort::channel();
     let stop = CancellationToken::new();
     let http = Http {
         listener,
@@ -57,10 +59,11 @@ pub async fn serve<F: Future<Output = ()>>(config: HttpConfig, test: impl FnOnce
         registry: Arc::new(registry),
         logs: nissa::LogTail::default(),
         control,
+        reload,
         metrics,
         heartbeat: oona::Heartbeat::detached(),
     };
-    let server = Server { address, health, board, requests, stop: stop.clone() };
+    let server = Server { address, health, board, requests, reloads, stop: stop.clone() };
     let tested = async {
         test(server).await;
         stop.cancel();
