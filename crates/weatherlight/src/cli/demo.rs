@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tolaria::{Checkpoint, Outcome, Prepared, TrainError};
 
 use super::failure::Failure;
-use super::serve::{reload, start_logging};
+use super::serve::{source, start_logging};
 use super::{Global, on_runtime, table};
 use crate::preflight::{self, Port};
 use crate::service::{self, Opened, Service, Starting};
-use crate::settings::{EsperSettings, Resolved, SecretText};
+use crate::settings::{EsperSettings, Resolved, SecretText, Value};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::{Exit, Handle};
 use crate::training::{self, Ask};
@@ -39,19 +39,17 @@ pub struct Options {
 pub(super) fn run(global: &Global, options: &Options) -> Result<u8, Failure> {
     let mut resolved = global.load()?;
     let screen = MultiProgress::new();
-    if !resolved.is_given("ESP_LOG_LEVEL") {
-        QUIET.clone_into(&mut resolved.settings.log_level);
-    }
+    quieten(&mut resolved);
     let level = start_logging(global, &resolved, &screen)?;
     let run = RunId::new(format!("demo-{}", uuid::Uuid::now_v7()));
     let prepared = prepare(&options.ask, &resolved.settings, run.clone())?;
     adapt(&mut resolved, &screen)?;
-    let reload = reload(global.clone(), resolved.clone(), level);
+    let secret = resolved.settings.leyline_secret.clone();
+    let source = source(global, level, move |resolved| readapt(resolved, secret.as_ref()));
     on_runtime(async {
         let signals = Signals::listen().map_err(|error| Failure::software(&error))?;
         let listener = preflight(&resolved, &screen).await?;
-        let settings = resolved.settings;
-        let service = service::start(Starting { settings, listener, reload, trainer: Some(run) })
+        let service = service::start(Starting { resolved, listener, source, trainer: Some(run) })
             .map_err(|error| Failure::configuration(format!("{error:#}")))?;
         let handle = service.handle.clone();
         tokio::select! {
@@ -84,21 +82,37 @@ pub(super) fn prepare(
     Ok(prepared)
 }
 
+/// The log stays quiet unless somebody asked for more.
+fn quieten(resolved: &mut Resolved) {
+    if !resolved.is_given("ESP_LOG_LEVEL") {
+        resolved.replace("ESP_LOG_LEVEL", Value::Text(QUIET.to_owned()));
+    }
+}
+
+/// The same to settings that were read again, without words.
+fn readapt(resolved: &mut Resolved, secret: Option<&SecretText>) {
+    quieten(resolved);
+    resolved.replace("REDIS_URL", Value::Absent);
+    if let (None, Some(secret)) = (&resolved.settings.leyline_secret, secret) {
+        resolved.replace("ESPER_LEYLINE_SECRET", Value::Secret(secret.clone()));
+    }
+}
+
 /// The demo needs neither Redis nor a secret, and says what it does instead.
 fn adapt(resolved: &mut Resolved, screen: &MultiProgress) -> Result<(), Failure> {
-    let settings = &mut resolved.settings;
-    if settings.redis_url.take().is_some() {
+    if resolved.settings.redis_url.is_some() {
+        resolved.replace("REDIS_URL", Value::Absent);
         say(screen, "REDIS_URL is set and not used: the demo runs on its own embedded log");
     }
-    if settings.leyline_secret.is_none() {
-        let path = settings.state_dir.join("demo-secret");
+    if resolved.settings.leyline_secret.is_none() {
+        let path = resolved.settings.state_dir.join("demo-secret");
         let (secret, is_new) = demo_secret(&path).map_err(|error| {
             Failure::configuration(format!(
                 "cannot keep the demo's secret in {}: {error}; make the directory writable, or set ESPER_LEYLINE_SECRET",
                 path.display()
             ))
         })?;
-        settings.leyline_secret = Some(secret);
+        resolved.replace("ESPER_LEYLINE_SECRET", Value::Secret(secret));
         let how = if is_new { "made one" } else { "using the one" };
         say(
             screen,

@@ -1,15 +1,18 @@
 //! `weatherlight serve`: the service alone, until it is told to stop.
 
+use std::sync::Arc;
+
 use indicatif::MultiProgress;
 
 use super::failure::Failure;
 use super::{Global, on_runtime};
 use crate::logging::{self, LogFormat, LogLevel};
 use crate::preflight::{self, Port};
+use crate::service::reload::Source;
 use crate::service::{self, Starting};
-use crate::settings::{Reload as When, Resolved};
+use crate::settings::{DEFAULT_FILE, DOTENV_FILE, Resolved};
+use crate::supervisor::panics;
 use crate::supervisor::signals::Signals;
-use crate::supervisor::{Reload, panics};
 
 pub(super) fn run(global: &Global) -> Result<u8, Failure> {
     let resolved = global.load()?;
@@ -33,9 +36,8 @@ async fn serve(global: &Global, resolved: Resolved, level: LogLevel) -> Result<u
     let Port::Bound(listener) = port else {
         return Err(Failure::configuration("the HTTP port is taken"));
     };
-    let settings = resolved.settings.clone();
-    let reload = reload(global.clone(), resolved, level);
-    let service = service::start(Starting { settings, listener, reload, trainer: None })
+    let source = source(global, level, |_| {});
+    let service = service::start(Starting { resolved, listener, source, trainer: None })
         .map_err(|error| Failure::configuration(format!("{error:#}")))?;
     tracing::info!(address = %service.address, "page and health are up");
     let handle = service.handle.clone();
@@ -63,32 +65,23 @@ pub(super) fn start_logging(
     Ok(level)
 }
 
-/// What SIGHUP does: reads all settings again, puts into force what can be, and says per changed
-/// setting what became of it. Invalid settings change nothing.
-pub(super) fn reload(global: Global, mut before: Resolved, level: LogLevel) -> Reload {
-    Box::new(move || {
-        let now = match global.load() {
-            Ok(now) => now,
-            Err(failure) => {
-                tracing::error!(%failure, "settings not reloaded, the old ones stay");
-                return;
-            }
-        };
-        for (old, new) in before.in_force.iter().zip(&now.in_force) {
-            if old.value == new.value {
-                continue;
-            }
-            let setting = new.definition.env;
-            match new.definition.reload {
-                When::Live => tracing::info!(setting, value = new.shown, "setting took effect"),
-                When::Restart => tracing::warn!(setting, "changed setting needs a restart"),
-                When::Never => tracing::warn!(setting, "changed setting has no effect"),
-            }
-        }
-        if let Err(error) = level.set(&now.settings.log_level) {
-            tracing::error!(%error, "log level not changed");
-        }
-        tracing::info!("settings reloaded");
-        before = now;
-    })
+/// How the settings of this command are read again; `adapt` does to them what the command did when
+/// it started.
+pub(super) fn source(
+    global: &Global,
+    level: LogLevel,
+    adapt: impl Fn(&mut Resolved) + Send + Sync + 'static,
+) -> Source {
+    let reader = global.clone();
+    let read = move || {
+        let mut resolved = reader.resolve()?;
+        adapt(&mut resolved);
+        Ok(resolved)
+    };
+    let file = global.config.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+    Source {
+        read: Arc::new(read),
+        paths: vec![file, DOTENV_FILE.into()],
+        set_log_filter: Box::new(move |filter| level.set(filter)),
+    }
 }

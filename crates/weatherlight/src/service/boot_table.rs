@@ -3,16 +3,17 @@
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use nissa::{HttpConfig, WorkerControl};
+use nissa::{HttpConfig, ReloadPort, WorkerControl};
 use oona::{Bus, EmergencyLane, Housekeeping, SpoolSender};
 use prometheus_client::registry::Registry;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::emergency::{REROUTED_LEN_MAX, Receiver, SIGNALS_LEN_MAX};
 use super::functions;
 use super::metrics::AllMetrics;
 use super::parts::{GROUP, Parts};
 use super::probe::Probe;
+use super::reload::{self, Keeper};
 use super::telemetry::Telemetry;
 use crate::settings::EsperSettings;
 use crate::supervisor::Criticality::{Critical, Parkable};
@@ -71,6 +72,8 @@ pub struct Endpoint {
     pub logs: nissa::LogTail,
     /// The way to the supervisor.
     pub control: WorkerControl,
+    /// The way to who reads settings.
+    pub reload: ReloadPort,
     /// What nissa counts.
     pub metrics: nissa::Metrics,
 }
@@ -82,7 +85,7 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
         let Endpoint { config, health, board, bus, registry, control, metrics, .. } = &endpoint;
         let (config, health, board) = (Arc::clone(config), health.clone(), board.clone());
         let (registry, control, metrics) = (Arc::clone(registry), control.clone(), metrics.clone());
-        let (bus, logs) = (bus.clone(), endpoint.logs.clone());
+        let (bus, logs, reload) = (bus.clone(), endpoint.logs.clone(), endpoint.reload.clone());
         async move {
             let heartbeat = context.heartbeat;
             let listener = listener?;
@@ -95,6 +98,7 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
                 registry,
                 logs,
                 control,
+                reload,
                 metrics,
                 heartbeat,
             };
@@ -102,6 +106,16 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
         }
     });
     row(settings, "nissa.http", Parkable, &[], stop::HTTP, serve)
+}
+
+/// What reads the settings again.
+pub fn settings(settings: &EsperSettings, keeper: Keeper) -> Row {
+    let keeper = Arc::new(Mutex::new(keeper));
+    let read = build(move |context| {
+        let worker = reload::Settings { keeper: Arc::clone(&keeper), heartbeat: context.heartbeat };
+        worker.run(context.stop)
+    });
+    row(settings, "weatherlight.settings", Parkable, &[], stop::HTTP, read)
 }
 
 /// What keeps the bus, in any process.
@@ -258,6 +272,7 @@ fn ingest(parts: &Parts) -> Build {
         let ingest = nissa::Ingest {
             bus: parts.bus.clone(),
             config: wiring::ingest_config(&parts.settings),
+            thresholds: parts.live.thresholds.clone(),
             board: parts.board.clone(),
             metrics: parts.metrics.nissa.clone(),
             heartbeat: context.heartbeat,
@@ -274,7 +289,7 @@ fn telemetry(parts: &Parts) -> Build {
             health: parts.health.clone(),
             emergency: parts.emergency.subscribe(),
             metrics: parts.metrics.clone(),
-            interval: parts.settings.telemetry_interval,
+            interval: parts.live.telemetry_interval.clone(),
             heartbeat: context.heartbeat,
         };
         telemetry.run(context.stop)

@@ -16,6 +16,7 @@ const FUNCTIONS: &[(&str, &str)] = &[
     ("tamiyo.reports", "field reports are not published"),
     ("nissa.ingest", "metrics, alerts and the page stand still"),
     ("nissa.http", "health, metrics and the page are not served"),
+    ("weatherlight.settings", "settings are not reloaded"),
     ("weatherlight.probe", "the bus is not watched"),
     ("weatherlight.telemetry", "the service does not publish its own telemetry"),
 ];

@@ -7,9 +7,11 @@
 pub mod boot_table;
 mod emergency;
 mod functions;
+pub mod live;
 mod metrics;
 mod parts;
 mod probe;
+pub mod reload;
 mod start;
 mod telemetry;
 mod train;

@@ -7,6 +7,7 @@ use oona::{Bus, BusError, Stream};
 use tokio::sync::watch;
 
 use super::emergency::EmergencyPicture;
+use super::live::InForce;
 use super::metrics::AllMetrics;
 use crate::settings::EsperSettings;
 use crate::supervisor::{BootFailure, BusPicture, Exit};
@@ -76,6 +77,8 @@ impl From<OpenError> for BootFailure {
 pub struct Parts {
     /// The settings in force at the start.
     pub settings: Arc<EsperSettings>,
+    /// What may change while the service runs.
+    pub live: InForce,
     /// Every crate's metrics.
     pub metrics: AllMetrics,
     /// The supervisor's picture.
@@ -119,15 +122,19 @@ impl ForgePorts {
 ///
 /// # Errors
 /// [`OpenError`]; a boot fails with the exit that it demands.
-pub async fn open_bus(settings: &EsperSettings, metrics: &AllMetrics) -> Result<Bus, OpenError> {
-    let bus = open_bus_alone(settings, metrics).await?;
+pub async fn open_bus(
+    settings: &EsperSettings,
+    live: oona::Live,
+    metrics: &AllMetrics,
+) -> Result<Bus, OpenError> {
+    let bus = Bus::open_live(wiring::bus_config(settings), live, metrics.oona.clone()).await?;
     let groups = OWN_STREAMS.map(|stream| (stream, GROUP));
     bus.ensure_groups(&groups).await?;
     tracing::info!(log = ?bus.log_kind(), "bus is open");
     Ok(bus)
 }
 
-/// Opens the bus and makes no group.
+/// Opens the bus with the secrets it begins with, and makes no group.
 ///
 /// # Errors
 /// [`OpenError`]; a boot fails with the exit that it demands.

@@ -140,6 +140,7 @@ mod tests {
     use oona::ConsumerSpec;
 
     use super::*;
+    use crate::service::live;
     use crate::service::parts::open_bus;
     use crate::settings::{Sources, resolve};
 
@@ -151,7 +152,8 @@ mod tests {
         let sources = Sources { overrides: vec![state, secret], ..Sources::default() };
         let settings = resolve(&sources).unwrap().settings;
         let (metrics, _) = AllMetrics::register();
-        let bus = open_bus(&settings, &metrics).await.unwrap();
+        let (_, live) = live::channel(live::Values::of(&settings).unwrap());
+        let bus = open_bus(&settings, live.bus, &metrics).await.unwrap();
         let _consumer = bus.consumer(ConsumerSpec::new(Stream::KernelRequests, GROUP));
 
         let picture = watch::Sender::new(BusPicture::default());

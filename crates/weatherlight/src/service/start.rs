@@ -6,20 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leyline::ids::RunId;
-use nissa::{HttpConfig, Token, WorkerControl};
+use nissa::{HttpConfig, ReloadPort, WorkerControl};
 use oona::{Bus, BusError};
 use tokio::sync::{oneshot, watch};
 
 use super::boot_table::{self, Endpoint};
 use super::emergency::EmergencyPicture;
+use super::live::{self, InForce, Values};
 use super::metrics::AllMetrics;
 use super::parts::{ForgePorts, OpenError, Parts, open_bus, open_library, open_policies};
+use super::reload::{Keeper, Source};
 use super::trainer::{self, Attachment, TrainerPorts};
 use crate::logging::Logs;
-use crate::settings::EsperSettings;
+use crate::settings::{EsperSettings, Resolved};
 use crate::supervisor::{
-    Boot, BootFailure, BusPicture, Exit, Handle, Identity, Reload, RestartPolicy, Row, Setup,
-    Supervisor, Watchdog,
+    Boot, BootFailure, BusPicture, Exit, Handle, Identity, RestartPolicy, Row, Setup, Supervisor,
+    Watchdog,
 };
 use crate::wiring;
 
@@ -29,11 +31,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a service is started with.
 pub struct Starting {
     /// Settings that passed every check.
-    pub settings: EsperSettings,
+    pub resolved: Resolved,
     /// Where the endpoint listens: bound by the preflight.
     pub listener: TcpListener,
-    /// What SIGHUP does.
-    pub reload: Reload,
+    /// How they are read again.
+    pub source: Source,
     /// A training run in this process, as in the demo.
     pub trainer: Option<RunId>,
 }
@@ -62,11 +64,15 @@ pub struct Service {
 /// Puts a service together. Opens nothing: that is the boot's, under supervision.
 ///
 /// # Errors
-/// When the listener or the token cannot be used, or the watchdog gets no thread.
+/// When the listener, the secret or the token cannot be used, or the watchdog gets no thread.
 pub fn start(starting: Starting) -> anyhow::Result<Service> {
-    let Starting { settings, listener, reload, trainer } = starting;
+    let Starting { resolved, listener, source, trainer } = starting;
     let address = listener.local_addr()?;
-    let settings = Arc::new(settings);
+    let settings = Arc::new(resolved.settings.clone());
+    let (senders, live) = live::channel(Values::of(&settings)?);
+    let (reload, reloads) = ReloadPort::channel();
+    let keeper = Keeper::new(source, resolved, senders, reloads);
+    let signalled = reload.clone();
     let (metrics, registry) = AllMetrics::register();
     let (board, board_source) = nissa::channel(&wiring::ingest_config(&settings));
     let (control, requests) = WorkerControl::channel();
@@ -82,10 +88,10 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         },
         control: requests,
         bus: bus_picture.subscribe(),
-        reload,
+        reload: Box::new(move || signalled.nudge()),
         watched,
     });
-    let token = settings.http_token.as_ref().map(|token| Token::new(token.expose())).transpose()?;
+    let token = live.token.clone().into();
     let (shown_bus, bus_source) = watch::channel(None);
     let endpoint = Endpoint {
         listener,
@@ -96,14 +102,17 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         bus: bus_source,
         registry,
         control,
+        reload,
         metrics: metrics.nissa.clone(),
     };
-    let first = vec![boot_table::http(&settings, endpoint)];
+    let first =
+        vec![boot_table::http(&settings, endpoint), boot_table::settings(&settings, keeper)];
 
     let (bus_sender, opened_bus) = oneshot::channel();
     let (sender, opened) = oneshot::channel();
     let foundation = Foundation {
         settings,
+        live,
         metrics,
         health: handle.health(),
         bus_picture,
@@ -122,6 +131,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
 /// What exists before anything is opened.
 struct Foundation {
     settings: Arc<EsperSettings>,
+    live: InForce,
     metrics: AllMetrics,
     health: nissa::HealthSource,
     bus_picture: watch::Sender<BusPicture>,
@@ -138,6 +148,7 @@ async fn boot(
 ) -> Result<Vec<Row>, BootFailure> {
     let Foundation {
         settings,
+        live,
         metrics,
         health,
         bus_picture,
@@ -146,7 +157,7 @@ async fn boot(
         shown_bus,
         opened: opened_bus,
     } = foundation;
-    let bus = open_bus(&settings, &metrics).await?;
+    let bus = open_bus(&settings, live.bus.clone(), &metrics).await?;
     shown_bus.send_replace(Some(bus.clone()));
     // Nobody waits for it any more only when the service has ended.
     let _ = opened_bus.send(bus.clone());
@@ -154,6 +165,7 @@ async fn boot(
     let policies = open_policies(wiring::policy_config(&settings)).await?;
     let parts = Parts {
         settings,
+        live,
         metrics,
         health,
         bus_picture,

@@ -56,13 +56,14 @@ pub struct Telemetry {
     /// What the other crates count.
     pub metrics: AllMetrics,
     /// Between two packets.
-    pub interval: Duration,
+    pub interval: watch::Receiver<Duration>,
     /// Sign of life.
     pub heartbeat: Heartbeat,
 }
 
 enum Event {
     HealthChanged,
+    IntervalChanged,
     Due,
     Stop,
 }
@@ -83,8 +84,12 @@ impl Telemetry {
                     last_error.look(&health, SystemTime::now());
                 }
                 Event::Due => {
-                    due = Instant::now() + self.interval;
+                    due = Instant::now() + *self.interval.borrow_and_update();
                     self.publish(&last_error).await?;
+                }
+                // Another interval counts from now on.
+                Event::IntervalChanged => {
+                    due = Instant::now() + *self.interval.borrow_and_update();
                 }
                 Event::Stop => return self.publish(&last_error).await,
             }
@@ -97,6 +102,7 @@ impl Telemetry {
             biased;
             () = stop.cancelled() => Event::Stop,
             () = heartbeat.during("wait", tokio::time::sleep_until(due)) => Event::Due,
+            Ok(()) = self.interval.changed() => Event::IntervalChanged,
             Ok(()) = self.health.changed() => Event::HealthChanged,
         }
     }

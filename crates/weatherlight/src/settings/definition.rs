@@ -30,7 +30,7 @@ impl Reload {
 }
 
 /// Everything known about one setting.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Definition {
     /// Heading under which it is documented.
     pub section: &'static str,

@@ -10,11 +10,13 @@ pub mod docs;
 mod fault;
 mod file;
 mod kind;
+pub mod reload;
 mod resolve;
 mod rules;
 mod secret;
 mod source;
 mod table;
+pub mod watch;
 
 pub use definition::{Definition, Reload};
 pub use fault::{Fault, Faults, Origin, Party, Problem};

@@ -11,8 +11,8 @@ use super::secret::{MASK, masked_url};
 use super::source::{self, Found, Harvest, Sources};
 use super::table::{DEFINITIONS, EsperSettings};
 
-/// One setting's value in force and where it came from, for `config show`.
-#[derive(Debug, Clone)]
+/// One setting's value in force and where it came from.
+#[derive(Debug, Clone, PartialEq)]
 pub struct InForce {
     /// The setting.
     pub definition: &'static Definition,
@@ -39,6 +39,19 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// Puts another value in the place of one that was read, for a program that knows better.
+    ///
+    /// # Panics
+    /// When there is no such setting, or the value is not of its kind.
+    pub fn replace(&mut self, env: &str, value: Value) {
+        let row = self.in_force.iter_mut().find(|row| row.definition.env == env);
+        let row = row.unwrap_or_else(|| panic!("there is a setting {env}"));
+        (row.shown, row.value) = (shown(&value), value);
+        let values: Vec<Value> = self.in_force.iter().map(|row| row.value.clone()).collect();
+        self.settings = EsperSettings::from_values(&values)
+            .unwrap_or_else(|| panic!("the value is of the kind of {env}"));
+    }
+
     /// Whether a setting was given anywhere.
     pub fn is_given(&self, env: &str) -> bool {
         self.in_force.iter().any(|row| row.definition.env == env && row.origin != Origin::Default)

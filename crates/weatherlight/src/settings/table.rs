@@ -20,10 +20,10 @@ const HTTP: &[&str] = &["http", "https"];
 settings! {
     "Secrets" {
         leyline_secret: Option<SecretText> = "ESPER_LEYLINE_SECRET" "leyline.secret"
-            Secret, None, Restart,
+            Secret, None, Live,
             "Shared secret that signs and verifies every bus message. Required by `serve` and `train`; the demo makes one for itself. Programs with another secret refuse one another's messages.";
         leyline_secret_previous: Option<SecretText> = "ESPER_LEYLINE_SECRET_PREVIOUS" "leyline.secret_previous"
-            Secret, None, Restart,
+            Secret, None, Live,
             "The secret before the current one, still accepted when verifying, so that secrets can be rotated without a stop.";
         leyline_namespace: String = "LEYLINE_DEFAULT_NAMESPACE" "leyline.namespace"
             Text, Some("esper.leyline.v1"), Restart,
@@ -34,13 +34,13 @@ settings! {
             Address, Some("127.0.0.1:9100"), Restart,
             "Where the page, `/metrics` and the health endpoints listen. On anything but loopback others can read them.";
         http_token: Option<SecretText> = "WEATHERLIGHT_HTTP_TOKEN" "weatherlight.http_token"
-            Secret, None, Restart,
+            Secret, None, Live,
             "Bearer token for the endpoints that change something (restarting a worker). Unset: they refuse everybody.";
         state_dir: PathBuf = "WEATHERLIGHT_STATE_DIR" "weatherlight.state_dir"
             Path, Some("./var"), Restart,
             "Directory of what the service itself keeps: the embedded log, the demo's secret, what trainers keep.";
         telemetry_interval: Duration = "WEATHERLIGHT_TELEMETRY_INTERVAL_S" "weatherlight.telemetry_interval_s"
-            Span(Seconds, 0.1, 3600.0), Some("10"), Restart,
+            Span(Seconds, 0.1, 3600.0), Some("10"), Live,
             "How often the service publishes its own telemetry packet.";
         drain_timeout: Duration = "WEATHERLIGHT_DRAIN_TIMEOUT_S" "weatherlight.drain_timeout_s"
             Span(Seconds, 0.1, 3600.0), Some("10"), Restart,
@@ -48,6 +48,9 @@ settings! {
         heartbeat_budget: Duration = "WEATHERLIGHT_HEARTBEAT_BUDGET_S" "weatherlight.heartbeat_budget_s"
             Span(Seconds, 2.0, 3600.0), Some("10"), Restart,
             "A worker silent for longer counts as hung and is restarted. Workers beat every second.";
+        watch_settings: bool = "WEATHERLIGHT_WATCH_SETTINGS" "weatherlight.watch_settings"
+            Switch, Some("true"), Restart,
+            "Look every 2 s whether the files that settings come from have changed, and reload them. Without it, SIGHUP and `weatherlight config reload` do.";
         disk_free_min: u64 = "WEATHERLIGHT_DISK_FREE_MIN_BYTES" "weatherlight.disk_free_min_bytes"
             Bytes(0, 1 << 50), Some("256MiB"), Restart,
             "Preflight warns when a directory it writes to has less space than this.";
@@ -137,13 +140,13 @@ settings! {
             Bytes(16 << 20, 1 << 49), Some("4GiB"), Restart,
             "How large the embedded log's file may grow. Beyond it publishing is refused until something has been consumed and trimmed.";
         oona_queue_depth_max: u64 = "OONA_QUEUE_DEPTH_MAX" "oona.queue_depth_max"
-            Count("entries", 1, 1_000_000_000), Some("10000"), Restart,
+            Count("entries", 1, 1_000_000_000), Some("10000"), Live,
             "The unacknowledged backlog that counts as full.";
         oona_backpressure_threshold: Option<u64> = "OONA_BACKPRESSURE_THRESHOLD" "oona.backpressure_threshold"
-            Count("entries", 1, 1_000_000_000), None, Restart,
+            Count("entries", 1, 1_000_000_000), None, Live,
             "Backlog from which LOW, later NORMAL messages are refused. Unset: 75 % of OONA_QUEUE_DEPTH_MAX, 7500.";
         oona_emergency_threshold: Option<u64> = "OONA_EMERGENCY_THRESHOLD" "oona.emergency_threshold"
-            Count("entries", 1, 1_000_000_000), None, Restart,
+            Count("entries", 1, 1_000_000_000), None, Live,
             "Backlog from which HIGH and CRITICAL messages take the emergency lane. Unset: 50 % of OONA_QUEUE_DEPTH_MAX, 5000.";
         oona_spool_bytes_max: u64 = "OONA_SPOOL_MAX_BYTES" "oona.spool_max_bytes"
             Bytes(1 << 20, 1 << 40), Some("64MiB"), Restart,
@@ -152,13 +155,13 @@ settings! {
             Count("messages", 1, 100_000_000), Some("100000"), Restart,
             "Messages that wait there at once.";
         oona_recovery_depth: Option<u64> = "OONA_RECOVERY_DEPTH" "oona.recovery_depth"
-            Count("entries", 1, 1_000_000_000), None, Restart,
+            Count("entries", 1, 1_000_000_000), None, Live,
             "Backlog below which conservative mode ends: NORMAL and LOW messages, paused since the backlog passed the limit for NORMAL, go on. Unset: OONA_EMERGENCY_THRESHOLD, 5000.";
         oona_recovery_window: Duration = "OONA_RECOVERY_WINDOW_MS" "oona.recovery_window_ms"
-            Span(Milliseconds, 0.0, DAY_MS), Some("2000"), Restart,
+            Span(Milliseconds, 0.0, DAY_MS), Some("2000"), Live,
             "How long the backlog must have been below that.";
         oona_emergency_per_min: u32 = "OONA_EMERGENCY_MAX_PER_MIN" "oona.emergency_max_per_min"
-            Count("messages a minute", 1, 1_000_000), Some("120"), Restart,
+            Count("messages a minute", 1, 1_000_000), Some("120"), Live,
             "Emergency messages a minute of one origin (a subsystem and its training run). Beyond it they are refused when published, and signals of other programs are handled as ordinary messages.";
     }
     "Library" {
@@ -251,13 +254,13 @@ settings! {
             Text, None, Restart,
             "Name of this replica of the service, different on each, so that each observes everything. Unset: the only one.";
         nissa_coverage_min: f64 = "NISSA_COVERAGE_ALERT_THRESHOLD" "nissa.coverage_alert_threshold"
-            Number(0.0, 1.0), Some("0.7"), Restart,
+            Number(0.0, 1.0), Some("0.7"), Live,
             "Alert when the policy sees less than this share of its inputs.";
         nissa_coverage_samples: u32 = "NISSA_COVERAGE_ALERT_CONSECUTIVE" "nissa.coverage_alert_consecutive"
-            Count("packets", 1, 1000), Some("3"), Restart,
+            Count("packets", 1, 1000), Some("3"), Live,
             "Packets in a row below it before that alert is raised.";
         nissa_elevated_risk: f64 = "NISSA_BSDS_ELEVATED_RISK_THRESHOLD" "nissa.bsds_elevated_risk_threshold"
-            Number(0.0, 1.0), Some("0.8"), Restart,
+            Number(0.0, 1.0), Some("0.8"), Live,
             "Risk from which a blueprint counts as elevated.";
         nissa_coverage_features: String = "NISSA_COVERAGE_FEATURE_KEYS" "nissa.coverage_feature_keys"
             Text, Some("global.loss,seed.learning_rate,edges.seed_param_allowed"), Restart,

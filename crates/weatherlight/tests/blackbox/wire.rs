@@ -96,7 +96,11 @@ pub fn now_ms() -> u64 {
 }
 
 pub fn sign(payload: &[u8]) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+    sign_with(SECRET, payload)
+}
+
+pub fn sign_with(secret: &str, payload: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(payload);
     STANDARD.encode(mac.finalize().into_bytes())
 }

@@ -8,4 +8,5 @@ mod bus;
 mod demo;
 mod logs;
 mod refusals;
+mod reload;
 mod service;
