@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use leyline::sign::Keyring;
+use leyline::sign::{Keyring, SECRET_BYTES_MIN};
 use nissa::{Thresholds, Token};
 use tokio::sync::watch;
 
@@ -26,6 +26,14 @@ pub enum Unusable {
     /// There is no secret.
     #[error("there is no secret to sign messages with; set ESPER_LEYLINE_SECRET")]
     NoSecret,
+    /// A secret could be guessed.
+    #[error(
+        "{setting} is weak: shorter than {SECRET_BYTES_MIN} bytes; make one with `openssl rand -hex 32`"
+    )]
+    Weak {
+        /// Which.
+        setting: &'static str,
+    },
     /// The token could be guessed.
     #[error("WEATHERLIGHT_HTTP_TOKEN cannot be used: {0}")]
     Token(#[from] nissa::ConfigFault),
@@ -37,6 +45,14 @@ impl Values {
     /// # Errors
     /// [`Unusable`]; nothing has changed then.
     pub fn of(settings: &EsperSettings) -> Result<Self, Unusable> {
+        for (setting, secret) in [
+            ("ESPER_LEYLINE_SECRET", &settings.leyline_secret),
+            ("ESPER_LEYLINE_SECRET_PREVIOUS", &settings.leyline_secret_previous),
+        ] {
+            if secret.as_ref().is_some_and(|secret| secret.signing().is_weak()) {
+                return Err(Unusable::Weak { setting });
+            }
+        }
         let token = settings.http_token.as_ref().map(|token| Token::new(token.expose()));
         Ok(Self {
             keyring: Arc::new(wiring::keyring(settings).ok_or(Unusable::NoSecret)?),

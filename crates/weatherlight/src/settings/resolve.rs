@@ -184,6 +184,7 @@ impl Merged {
         if !self.faults.is_empty() {
             return Err(Faults(self.faults));
         }
+        self.warnings.extend(rules::advice(&settings, &in_force));
         let (warnings, secret_files) = (self.warnings, self.secret_files);
         Ok(Resolved { settings, in_force, warnings, secret_files })
     }

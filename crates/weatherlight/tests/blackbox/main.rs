@@ -5,6 +5,7 @@
 mod kill_points;
 mod operator;
 mod redis;
+mod rotation;
 mod service;
 mod supervision;
 mod wire;

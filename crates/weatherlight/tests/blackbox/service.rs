@@ -41,20 +41,25 @@ impl Home {
 
     /// Starts `serve` on this Redis and waits until it reports that it is ready.
     pub fn serve(&self, redis: &Server) -> Service {
+        self.serve_with(redis, |_| {})
+    }
+
+    /// The same with more in its environment, or less.
+    pub fn serve_with(&self, redis: &Server, change: impl FnOnce(&mut Command)) -> Service {
         let http = free_port();
         let socket = self.directory.path().join(format!("notify-{http}"));
         let notify = UnixDatagram::bind(&socket).unwrap();
         notify.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let child = self
-            .command(&["serve"])
+        let mut command = self.command(&["serve"]);
+        command
             .env("REDIS_URL", redis.url())
             .env("ESPER_LEYLINE_SECRET", SECRET)
             .env("WEATHERLIGHT_HTTP_ADDR", format!("127.0.0.1:{http}"))
             .env("NOTIFY_SOCKET", &socket)
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::inherit());
+        change(&mut command);
+        let child = command.spawn().unwrap();
         let service = Service { child, http, notify };
         service.await_notification("READY=1");
         service

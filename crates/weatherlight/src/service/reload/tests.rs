@@ -132,6 +132,17 @@ async fn with_one_fault_everything_stays_as_it_was() {
         assert_eq!(bench.live.bus.limits.borrow().emergency_per_min, 120, "{bad}");
         assert!(bench.understands(SECRET));
     }
+    for (name, text) in
+        [("secret", "short"), ("weatherlight.toml", "[weatherlight]\nhttp_token = \"short\"\n")]
+    {
+        bench.write("weatherlight.toml", good);
+        bench.write("secret", SECRET);
+        bench.write(name, text);
+        let report = bench.asked().await;
+        assert!(!report.applied && !format!("{report:?}").contains("\"short\""), "{report:?}");
+        assert!(bench.understands(SECRET) && bench.live.token.borrow().is_none());
+    }
+    bench.write("weatherlight.toml", good);
     // A secret that is gone would leave nothing to sign with.
     bench.write("weatherlight.toml", good);
     fs::remove_file(bench.directory.path().join("secret")).unwrap();
