@@ -53,12 +53,13 @@ fn all(root: &Path) -> Result<Vec<Generated>> {
     Ok(files)
 }
 
-/// What comes from the table of settings.
-const SETTINGS_PAGES: [&str; 4] = [
+/// What comes from the program's own tables, of settings and of codes.
+const SETTINGS_PAGES: [&str; 5] = [
     "docs/settings.md",
     ".env.example",
     "weatherlight.example.toml",
     "docs/weatherlight.schema.json",
+    "docs/errors.md",
 ];
 
 /// The pages of the settings, written by the program into a directory of their own.

@@ -49,6 +49,19 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    /// Every reason, in the order of the checks.
+    pub const ALL: [Self; 9] = [
+        Self::VerifierUnavailable,
+        Self::MissingSignature,
+        Self::InvalidSignature,
+        Self::MissingCommandId,
+        Self::NonceReplayed,
+        Self::MissingTimestamp,
+        Self::IssuedInFuture,
+        Self::StaleCommand,
+        Self::LedgerFull,
+    ];
+
     /// The contract's reason code.
     pub const fn code(self) -> &'static str {
         match self {

@@ -377,7 +377,11 @@ fn health(scene: &str, beat_ms: u64) -> Health {
             }
         })
         .collect();
-    let depth = |stream: &str, depth| LaneHealth { stream: stream.to_owned(), depth };
+    let depth = |stream: &str, depth| LaneHealth {
+        stream: stream.to_owned(),
+        depth,
+        oldest_ms: (depth > 0).then_some(1_500),
+    };
     Health {
         system_mode: if trouble { SystemMode::Degraded } else { SystemMode::Operational },
         lost: if trouble { vec!["compiling new kernels".to_owned()] } else { Vec::new() },

@@ -165,6 +165,9 @@ pub struct LaneHealth {
     pub stream: String,
     /// Entries the service's group has not acknowledged.
     pub depth: u64,
+    /// Age of the oldest of them in milliseconds, by the log's clock; `None` without a backlog.
+    #[serde(default)]
+    pub oldest_ms: Option<u64>,
 }
 
 /// The whole picture at one moment.

@@ -20,6 +20,13 @@ const SEARCH_MAX: usize = 100_000;
 /// Between two looks at streams where nothing happens.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Reason of a dead letter whose handler never came to an end, so that the log gave it up.
+pub const NEVER_ACKNOWLEDGED: &str = "never acknowledged: its handler crashed or hung each time";
+/// Reason of a dead letter from the emergency lane: who should have had it took nothing.
+pub const RECEIVER_BUSY: &str = "its receiver is busy";
+/// Reason of a dead letter from the emergency lane: who should have had it was not there.
+pub const RECEIVER_GONE: &str = "its receiver is gone";
+
 /// What an entry's signature says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mark {
@@ -34,6 +41,9 @@ pub enum Mark {
 }
 
 impl Mark {
+    /// Every mark.
+    pub const ALL: [Self; 4] = [Self::Current, Self::Previous, Self::Unsigned, Self::BadSignature];
+
     /// Whether a secret in force signed it.
     pub fn is_verified(self) -> bool {
         matches!(self, Self::Current | Self::Previous)

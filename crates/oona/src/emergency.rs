@@ -13,6 +13,7 @@ use crate::bucket::Buckets;
 use crate::bus::{Bus, ORIGINS_MAX};
 use crate::check::order_key;
 use crate::consumer::ConsumerSpec;
+use crate::dead_letter::{RECEIVER_BUSY, RECEIVER_GONE};
 use crate::delivery::Delivery;
 use crate::error::BusError;
 use crate::heartbeat::Heartbeat;
@@ -109,8 +110,8 @@ impl EmergencyLane {
         if is_signal && rates.take(&origin, Instant::now()).is_ok() {
             return match self.signals.try_send(delivery) {
                 Ok(()) => Ok(()),
-                Err(TrySendError::Full(delivery)) => delivery.fail("its receiver is busy").await,
-                Err(TrySendError::Closed(delivery)) => delivery.fail("its receiver is gone").await,
+                Err(TrySendError::Full(delivery)) => delivery.fail(RECEIVER_BUSY).await,
+                Err(TrySendError::Closed(delivery)) => delivery.fail(RECEIVER_GONE).await,
             };
         }
         if is_signal {
@@ -121,7 +122,7 @@ impl EmergencyLane {
         if kept_back.len() > KEPT_BACK_MAX
             && let Some(delivery) = kept_back.pop_back()
         {
-            return delivery.fail("its receiver is busy").await;
+            return delivery.fail(RECEIVER_BUSY).await;
         }
         Ok(())
     }
@@ -136,7 +137,7 @@ impl EmergencyLane {
                     return Ok(());
                 }
                 Err(TrySendError::Closed(delivery)) => {
-                    delivery.fail("its receiver is gone").await?;
+                    delivery.fail(RECEIVER_GONE).await?;
                 }
             }
         }

@@ -12,6 +12,23 @@ use crate::entry::EntryId;
 use crate::spool::SpoolError;
 use crate::stream::Stream;
 
+/// Gives every variant of an error its stable code, which `weatherlight explain` knows. A variant
+/// without one does not compile.
+macro_rules! codes {
+    ($name:ident { $($variant:ident = $code:literal),+ $(,)? }) => {
+        impl $name {
+            /// The code of every variant, in their order.
+            pub const CODES: &'static [&'static str] = &[$($code),+];
+
+            /// Its stable code: `weatherlight explain CODE` says what to do.
+            pub fn code(&self) -> &'static str {
+                match self { $(Self::$variant { .. } => $code),+ }
+            }
+        }
+    };
+}
+pub(crate) use codes;
+
 /// A failure of the log itself. Clone, because one failed commit fails everyone who waited for it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -297,4 +314,26 @@ pub enum PublishError {
     /// safe where its handler is idempotent.
     #[error(transparent)]
     Log(#[from] LogError),
+}
+
+codes! {
+    LogError {
+        Unreachable = "log_unreachable", Untrusted = "log_untrusted", TimedOut = "log_timed_out",
+        Refused = "log_refused", NotDurable = "log_not_durable", Reply = "log_reply",
+        NoGroup = "log_no_group", Storage = "log_storage", NotStored = "log_not_stored",
+        Full = "log_full", Closed = "log_closed",
+    }
+}
+codes! {
+    BusError {
+        Config = "bus_config", BadUrl = "bus_bad_url", UnsupportedUrl = "bus_unsupported_url",
+        Certificate = "bus_certificate", TooOld = "bus_too_old", Durability = "bus_durability",
+        Locked = "bus_locked", Open = "bus_open", Damaged = "bus_damaged", Log = "bus_log",
+    }
+}
+codes! {
+    PublishError {
+        Oversize = "publish_oversize", WrongStream = "publish_wrong_stream",
+        Spool = "publish_spool", Log = "publish_log",
+    }
 }

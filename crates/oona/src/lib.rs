@@ -61,7 +61,10 @@ pub use check::Refusal;
 pub use config::{Config, ConfigFault, LogChoice, LogKind, RedisAccess, StreamNames};
 pub use conservative::ConservativeBecause;
 pub use consumer::{Consumer, ConsumerSpec, Order, Role};
-pub use dead_letter::{DeadLetter, DeadLetterFilter, DeadLetterPage, Mark, Peeked};
+pub use dead_letter::{
+    DeadLetter, DeadLetterFilter, DeadLetterPage, Mark, NEVER_ACKNOWLEDGED, Peeked, RECEIVER_BUSY,
+    RECEIVER_GONE,
+};
 pub use delivery::{Delivery, Receipt};
 pub use durability::{Durabilities, Durability, DurabilityFault};
 pub use emergency::EmergencyLane;
@@ -75,6 +78,8 @@ pub use metrics::Metrics;
 pub use publish::{Outcome, Outgoing, RefusedBecause};
 pub use replay::ReplayError;
 pub use spool::{SpoolConfig, SpoolError, SpoolSender, SpoolStanding};
-pub use standing::{ConsumerStanding, GroupStanding, KeyRole, KeyStanding, StreamStanding};
+pub use standing::{
+    Backlog, ConsumerStanding, GroupStanding, KeyRole, KeyStanding, StreamStanding,
+};
 pub use stream::Stream;
 pub use trace::TraceContext;

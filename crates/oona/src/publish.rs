@@ -60,6 +60,23 @@ pub enum RefusedBecause {
     SpoolFull,
 }
 
+impl RefusedBecause {
+    /// Every reason.
+    pub const ALL: [Self; 5] =
+        [Self::Backlog, Self::Conservative, Self::RateLimited, Self::BreakerOpen, Self::SpoolFull];
+
+    /// Its stable code: `weatherlight explain CODE` says what to do.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Backlog => "refused_backlog",
+            Self::Conservative => "refused_conservative",
+            Self::RateLimited => "refused_rate_limited",
+            Self::BreakerOpen => "refused_breaker_open",
+            Self::SpoolFull => "refused_spool_full",
+        }
+    }
+}
+
 /// What became of a publish. Look at it: a refused message was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a refused message was not sent"]

@@ -82,6 +82,14 @@ pub enum ReplayError {
     Log(#[from] LogError),
 }
 
+crate::error::codes! {
+    ReplayError {
+        NotFound = "replay_not_found", NotVerified = "replay_not_verified",
+        Undecodable = "replay_undecodable", UnknownOrigin = "replay_unknown_origin",
+        WrongStream = "replay_wrong_stream", Oversize = "replay_oversize", Log = "replay_log",
+    }
+}
+
 /// A dead letter that can be replayed: verified, sealed anew, not yet sent.
 struct Revived {
     stream: Stream,

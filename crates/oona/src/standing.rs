@@ -57,6 +57,15 @@ pub struct ConsumerStanding {
     pub beat_age: Option<Duration>,
 }
 
+/// What one group has not acknowledged of one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backlog {
+    /// Entries, delivered or not.
+    pub depth: u64,
+    /// The oldest of them; `None` when there is none, or when it was trimmed.
+    pub oldest: Option<EntryId>,
+}
+
 /// Which of the secrets in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyRole {
@@ -101,6 +110,33 @@ impl Bus {
             standing.push(self.stream_standing(stream).await?);
         }
         Ok(standing)
+    }
+
+    /// What a group has not acknowledged yet, and the oldest of it. Without a backlog, and for a group
+    /// that does not exist, this is one cheap command of the log; else it is two.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn backlog(&self, stream: Stream, group: &str) -> Result<Backlog, BusError> {
+        let (log, name) = (&self.0.log, self.name(stream));
+        let groups = log.groups(name).await?;
+        let Some(info) = groups.iter().find(|info| info.name == group) else {
+            return Ok(Backlog::default());
+        };
+        let depth = info.depth();
+        // What was delivered is older than what was not.
+        let oldest = if info.pending > 0 {
+            let (stream, group) = (name.to_owned(), group.to_owned());
+            let seat = Seat { stream, group, consumer: String::new() };
+            let pending = log.pending(&seat, PendingOf::Idle(Duration::ZERO), 1).await?;
+            pending.first().map(|entry| entry.id)
+        } else if info.lag > 0 {
+            let next = log.read_after(&[(name, info.last_delivered)], 1).await?;
+            next.first().map(|(_, id, _)| *id)
+        } else {
+            None
+        };
+        Ok(Backlog { depth, oldest })
     }
 
     async fn stream_standing(&self, stream: Stream) -> Result<StreamStanding, BusError> {

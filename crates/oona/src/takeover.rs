@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::dead_letter::NEVER_ACKNOWLEDGED;
 use crate::entry::{EntryId, RawEntry};
 use crate::error::{BusError, LogError};
 use crate::fill::Filler;
@@ -138,8 +139,7 @@ impl Filler {
         let (hopeless, rest): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|entry| entry.deliveries >= post.attempts_max);
         for entry in hopeless {
-            let reason = "never acknowledged: its handler crashed or hung each time";
-            match post.bury(entry.id, entry.deliveries, reason).await {
+            match post.bury(entry.id, entry.deliveries, NEVER_ACKNOWLEDGED).await {
                 Err(BusError::Log(error)) => return Err(error),
                 _ => post.work.let_go(entry.id),
             }

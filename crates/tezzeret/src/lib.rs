@@ -30,5 +30,5 @@ pub use desk::{Desk, Handle, OrderError};
 pub use error::{CompileError, ForgeError};
 pub use forge::Forge;
 pub use job::{ENGINE, Job, Strategy};
-pub use metrics::Metrics;
+pub use metrics::{Fault, Metrics};
 pub use progress::Progress;

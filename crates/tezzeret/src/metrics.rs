@@ -32,7 +32,7 @@ struct EndedLabels {
 
 /// Why an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// Not within the deadline.
     Timeout,
     /// A template or the engine panicked.
@@ -45,6 +45,12 @@ pub(crate) enum Fault {
     Compile,
     /// The library did not take it, or could not be asked.
     Library,
+}
+
+impl Fault {
+    /// Every reason.
+    pub const ALL: [Self; 6] =
+        [Self::Timeout, Self::Panic, Self::Build, Self::Mismatch, Self::Compile, Self::Library];
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -187,9 +193,8 @@ impl Metrics {
 
     fn failed_attempt_count(&self) -> f64 {
         use Fault as F;
-        let reasons = [F::Timeout, F::Panic, F::Build, F::Mismatch, F::Compile, F::Library];
         let count = |reason| self.failed_attempts.get_or_create(&FaultLabels { reason }).get();
-        reasons.into_iter().map(count).sum::<u64>() as f64
+        F::ALL.into_iter().map(count).sum::<u64>() as f64
     }
 
     /// The values under the names that telemetry packets carry.

@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod cli;
 pub mod client;
+pub mod codes;
 pub mod logging;
 pub mod preflight;
 pub mod service;

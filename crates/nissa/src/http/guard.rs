@@ -6,7 +6,8 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, HOST, ORIGIN,
-    REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    REFERRER_POLICY, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
@@ -103,6 +104,10 @@ fn refusal(shared: &Shared, method: &Method, uri: &Uri, headers: &HeaderMap) -> 
     }
     if is_cross_site(method, uri, headers, host.as_deref()) {
         return Some(Refusal::CrossSite);
+    }
+    // How long such a body is shows only when all of it was read.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return Some(Refusal::Body);
     }
     let length = headers.get(CONTENT_LENGTH).and_then(|text| text.to_str().ok());
     let length: u64 = length.and_then(|text| text.parse().ok()).unwrap_or(0);

@@ -111,7 +111,11 @@ async fn health_is_the_whole_picture() {
             ..WorkerHealth::new("", WorkerState::Running)
         }],
         breakers: vec![BreakerHealth { name: "publish".to_owned(), state: BreakerState::HalfOpen }],
-        lanes: vec![LaneHealth { stream: "oona.normal".to_owned(), depth: 7 }],
+        lanes: vec![LaneHealth {
+            stream: "oona.normal".to_owned(),
+            depth: 7,
+            oldest_ms: Some(1_250),
+        }],
         ..healthy()
     };
     serve(HttpConfig::default(), |server| async move {
@@ -123,6 +127,7 @@ async fn health_is_the_whole_picture() {
         assert_eq!(json["workers"][0]["recent_restarts"][0]["uptime_s"], 12.5);
         assert_eq!(json["workers"][0]["recent_restarts"][0]["reason"], "write: disk full");
         assert_eq!(json["workers"][0]["recent_restarts"][0]["causes"][1], "disk full");
+        assert_eq!(json["lanes"][0]["oldest_ms"], 1_250);
         assert_eq!(json["alerts_active"], 0);
         let read: Health = serde_json::from_str(&answer.body).unwrap();
         assert_eq!(Health { at: picture.at, ..read }, picture);
@@ -275,6 +280,34 @@ async fn other_sites_are_refused() {
             let answer = ask(server.address, "GET", "/livez", &[("host", host)]).await;
             assert_eq!(answer.status, 200, "{host}");
         }
+    })
+    .await;
+}
+
+/// A page elsewhere may know the token of a careless operator; its browser still may not use it.
+#[tokio::test]
+async fn the_token_does_not_help_another_site() {
+    serve(with_token(), |server| async move {
+        let bearer = format!("Bearer {TOKEN}");
+        let token = ("authorization", bearer.as_str());
+        let paths = ["/v1/workers/x/restart", "/v1/workers/x/park", "/v1/dlq/purge?id=1-0"];
+        let signs: [&[(&str, &str)]; 4] = [
+            &[("origin", "http://evil.example")],
+            &[("origin", "null")],
+            &[("sec-fetch-site", "cross-site")],
+            &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")],
+        ];
+        for path in paths {
+            for sign in signs {
+                let headers = [&[token], sign].concat();
+                let answer = ask(server.address, "POST", path, &headers).await;
+                assert_eq!(answer.status, 403, "{path} {sign:?}");
+                assert_eq!(answer.json()["reason"], "cross_site", "{path} {sign:?}");
+            }
+            let rebound = [token, ("host", "rebound.example")];
+            assert_eq!(ask(server.address, "POST", path, &rebound).await.status, 421, "{path}");
+        }
+        assert!(server.requests.is_empty(), "nothing may have reached the supervisor");
     })
     .await;
 }

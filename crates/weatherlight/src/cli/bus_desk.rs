@@ -56,10 +56,12 @@ impl<'a> Desk<'a> {
                 let asked = desk.ask::<StandingView>("GET", "/v1/bus/streams", With::Nothing);
                 match asked.await {
                     Ok(_) => Ok(desk),
-                    Err(failure) => Err(Failure::unavailable(format!("{held}; {failure}"))),
+                    Err(failure) => {
+                        Err(Failure::unavailable(format!("{held}; {failure}")).named(held.code()))
+                    }
                 }
             }
-            Err(error) => Err(Failure::unavailable_because(&error)),
+            Err(error) => Err(Failure::bus(&error)),
         }
     }
 
@@ -147,8 +149,8 @@ impl<'a> Desk<'a> {
     pub(super) async fn replay(&self, id: EntryId) -> Result<ReplayedView, Failure> {
         match self {
             Self::Log(log) => bus::replay(log, id).await.map_err(|error| match &error {
-                ReplayError::Log(_) => Failure::unavailable_because(&error),
-                _ => Failure::data(&error),
+                ReplayError::Log(_) => Failure::unavailable_because(&error).named(error.code()),
+                _ => Failure::data(&error).named(error.code()),
             }),
             Self::Service(_) => {
                 self.ask("POST", &format!("/v1/dlq/replay?id={id}"), With::Token).await
@@ -213,7 +215,7 @@ enum With {
 }
 
 fn unavailable(error: BusError) -> Failure {
-    Failure::unavailable_because(&error)
+    Failure::bus(&error)
 }
 
 fn in_url(query: &LetterQuery) -> String {

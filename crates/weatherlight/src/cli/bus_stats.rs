@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::bus_desk::Desk;
 use super::failure::Failure;
+use super::status::breakers;
 use super::table::{self, ago, plain};
-use super::workers::breakers;
 use crate::client;
 use crate::settings::EsperSettings;
 

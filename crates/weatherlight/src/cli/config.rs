@@ -16,8 +16,10 @@ use crate::supervisor::Exit;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Report every fault in the settings at once
+    #[command(after_help = "Example: weatherlight config check --config weatherlight.toml")]
     Check,
     /// Print each value and where it came from, secrets masked
+    #[command(after_help = "Example: weatherlight config show --json")]
     Show,
     /// Print what differs from the defaults, or from another settings file
     #[command(
@@ -33,8 +35,10 @@ pub enum Command {
     /// took effect or needs a restart.
     Reload,
     /// Print a JSON schema of weatherlight.toml
+    #[command(after_help = "Example: weatherlight config schema > weatherlight.schema.json")]
     Schema,
     /// Print the manual of the settings
+    #[command(after_help = "Example: weatherlight config docs | less")]
     Docs(Docs),
 }
 

@@ -28,6 +28,7 @@ pub enum Command {
         after: Option<EntryId>,
     },
     /// Show one dead letter whole: message, attributes, history
+    #[command(after_help = "Example: weatherlight dlq show 1700000000000-0 --raw")]
     Show {
         /// Its id, as `dlq list` shows it
         id: EntryId,

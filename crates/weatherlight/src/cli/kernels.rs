@@ -23,6 +23,7 @@ const PAGE_LEN: u32 = 500;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List the kernels in the library
+    #[command(after_help = "Example: weatherlight kernels list --json")]
     List,
     /// Compile blueprints into the library, without a running service
     ///
@@ -47,29 +48,45 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
             }
             Ok(0)
         }
-        Command::Build { blueprints } => block_on(build(&settings, blueprints))?,
+        Command::Build { blueprints } => block_on(build(&settings, blueprints, global.json))?,
     }
 }
 
 /// Compiles what is not in the library yet. Nothing else runs in this process, so compiling blocks.
-async fn build(settings: &EsperSettings, names: &[String]) -> Result<u8, Failure> {
+async fn build(settings: &EsperSettings, names: &[String], as_json: bool) -> Result<u8, Failure> {
     let wanted = select(names)?;
     let config = wiring::forge_config(settings);
     let library = open(settings).await?;
-    let mut failed = 0_u8;
+    let mut failed = false;
+    let mut told: Vec<Value> = Vec::new();
     for blueprint in wanted {
-        let line = match make(blueprint, &config, &library).await {
-            Ok(Made::Found) => "was there".to_owned(),
-            Ok(Made::Compiled(took)) => format!("compiled in {:.1} ms", took.as_secs_f64() * 1e3),
+        let id = blueprint.id();
+        let (line, about) = match make(blueprint, &config, &library).await {
+            Ok(Made::Found) => ("was there".to_owned(), json!({ "outcome": "found" })),
+            Ok(Made::Compiled(took)) => {
+                let ms = took.as_secs_f64() * 1e3;
+                let about = json!({ "outcome": "compiled", "compile_ms": ms });
+                (format!("compiled in {ms:.1} ms"), about)
+            }
             Err(error) => {
-                failed = 1;
-                format!("FAILED: {}", chain(error.as_ref()))
+                failed = true;
+                let error = chain(error.as_ref());
+                (format!("FAILED: {error}"), json!({ "outcome": "failed", "error": error }))
             }
         };
-        table::print(&format!("{} {line}", blueprint.id()));
+        if as_json {
+            let mut about = about;
+            about["blueprint_id"] = id.to_string().into();
+            told.push(about);
+        } else {
+            table::print(&format!("{id} {line}"));
+        }
     }
     library.close().await;
-    Ok(if failed == 0 { 0 } else { Exit::Software.code() })
+    if as_json {
+        table::print_json(&told);
+    }
+    Ok(if failed { Exit::Software.code() } else { 0 })
 }
 
 fn select(names: &[String]) -> Result<Vec<&'static Blueprint>, Failure> {
@@ -125,7 +142,7 @@ pub(super) async fn open(settings: &EsperSettings) -> Result<Library, Failure> {
     Library::open(config, metrics.urza).await.map_err(|error| Failure::unavailable_because(&error))
 }
 
-async fn records(settings: &EsperSettings) -> Result<Vec<Record>, Failure> {
+pub(super) async fn records(settings: &EsperSettings) -> Result<Vec<Record>, Failure> {
     let library = open(settings).await?;
     let mut records: Vec<Record> = Vec::new();
     loop {
@@ -157,7 +174,7 @@ fn role(record: &Record) -> &'static str {
     }
 }
 
-fn as_json(record: &Record) -> Value {
+pub(super) fn as_json(record: &Record) -> Value {
     json!({
         "blueprint_id": record.job.blueprint.as_str(),
         "site": record.job.site,

@@ -3,7 +3,9 @@
 //! Reading order: [`Cli`] (what can be typed), `failure` (how a command ends), then one file per
 //! command.
 
+mod asking;
 mod bench;
+mod bundle;
 mod bus;
 mod bus_bench;
 mod bus_desk;
@@ -14,10 +16,15 @@ mod config;
 mod demo;
 mod dlq;
 mod doctor;
+mod explain;
 mod failure;
 mod kernels;
+mod man;
+mod picture;
 mod serve;
+mod status;
 pub(crate) mod table;
+mod top;
 mod train;
 mod workers;
 
@@ -137,12 +144,29 @@ pub enum Command {
     Config(config::Command),
     /// Look at everything the service needs, and say what to do about what is missing
     ///
-    /// Runs the checks of a start: secret, settings, directories, log, catalogue, clock, port. Starts
-    /// nothing. Exits with 78 or 69 as a start would.
+    /// Runs the checks of a start (secret, settings, directories, log, catalogue, clock, port) and
+    /// looks at what runs already: the service, its log, what waits on disk, dead letters. Starts and
+    /// changes nothing, also beside a running service. Exits with 78 or 69 as a start would.
+    #[command(
+        after_help = "Examples:\n  weatherlight doctor\n  weatherlight doctor --json | jq '.[] | select(.verdict != \"ok\")'"
+    )]
     Doctor,
     /// What a running service is doing
-    Status(workers::StatusOptions),
-    /// List the workers of a running service, or restart one
+    ///
+    /// Mode, what is lost, workers with the reasons of their latest ends, backlogs with the age of the
+    /// oldest entry, breakers, secrets, kernels, runs and alerts.
+    #[command(
+        after_help = "Examples:\n  weatherlight status\n  weatherlight status --json | jq .lost\n  weatherlight status --check && echo ready"
+    )]
+    Status(status::Options),
+    /// The running service on one screen, once a second: workers, backlogs, kernels, seeds, alerts
+    ///
+    /// Keys: q quits, Tab and the arrows select, r restarts and p parks the worker (after a question,
+    /// with WEATHERLIGHT_HTTP_TOKEN), space pauses, ? helps. Goes on asking when the service goes
+    /// away. No colours with NO_COLOR.
+    #[command(after_help = "Examples:\n  weatherlight top\n  weatherlight top --once | head")]
+    Top(top::Options),
+    /// List the workers of a running service, restart or park one
     #[command(subcommand)]
     Workers(workers::Command),
     /// List the kernels of the library, or compile some
@@ -160,6 +184,22 @@ pub enum Command {
     /// otherwise.
     #[command(after_help = "Example: weatherlight bench --json")]
     Bench(bench::Options),
+    /// Collect what a report about a trouble needs, without secrets, into one archive
+    ///
+    /// Settings (masked), doctor, health, metrics, streams, headers of dead letters, kernels, machine
+    /// and file sizes. Works with the service up, hung or down: a part that cannot be had says why.
+    #[command(
+        after_help = "Examples:\n  weatherlight bundle\n  weatherlight bundle --output /tmp/trouble.tar.gz"
+    )]
+    Bundle(bundle::Options),
+    /// What a code means, where it comes from and what to do about it
+    ///
+    /// Every code that the program shows, logs, counts or answers with: exit codes, reasons of
+    /// refusals, checks of `doctor`, alerts, states. docs/errors.md holds the same.
+    #[command(
+        after_help = "Examples:\n  weatherlight explain bad_signature\n  weatherlight explain 78\n  weatherlight explain http/timed_out --json\n  weatherlight explain                list every code"
+    )]
+    Explain(explain::Options),
     /// Print a completion script for a shell
     #[command(
         after_help = "Example: weatherlight completions bash > /etc/bash_completion.d/weatherlight"
@@ -168,20 +208,38 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Print the manual page, or write one for each command
+    #[command(
+        after_help = "Examples:\n  weatherlight man | man -l -\n  weatherlight man --dir /usr/local/share/man/man1"
+    )]
+    Man(man::Options),
 }
 
 /// Runs what was typed and returns the exit code. Prints the failure, if there is one.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = Cli::parse_from(arguments);
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        // Also how help and the version are printed.
+        Err(error) if !error.use_stderr() || !arguments.iter().any(|word| word == "--json") => {
+            error.exit()
+        }
+        Err(error) => return end(&Failure::usage(error.render().to_string().trim()), true),
+    };
+    let json = cli.global.json;
     let outcome = run(cli);
     logging::flush();
     match outcome {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            eprintln!("error: {failure}");
-            ExitCode::from(failure.code())
-        }
+        Err(failure) => end(&failure, json),
     }
+}
+
+/// Prints a failure as people, or programs, read it.
+fn end(failure: &Failure, json: bool) -> ExitCode {
+    let text = if json { failure.as_json() } else { failure.as_text() };
+    eprintln!("{text}");
+    ExitCode::from(failure.code())
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {
@@ -192,12 +250,16 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Train(ask) => train::run(global, &ask),
         Command::Config(command) => config::run(global, &command),
         Command::Doctor => doctor::run(global),
-        Command::Status(options) => workers::status(global, &options),
+        Command::Status(options) => status::run(global, &options),
+        Command::Top(options) => top::run(global, &options),
         Command::Workers(command) => workers::run(global, &command),
         Command::Kernels(command) => kernels::run(global, &command),
         Command::Bus(command) => bus::run(global, &command),
         Command::Dlq(command) => dlq::run(global, &command),
         Command::Bench(options) => bench::run(global, &options),
+        Command::Bundle(options) => bundle::run(global, &options),
+        Command::Man(options) => man::run(global, &options, Cli::command()),
+        Command::Explain(options) => explain::run(global, &options),
         Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
     }
 }
@@ -234,5 +296,58 @@ mod tests {
     #[test]
     fn the_commands_are_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    /// Every command, by its words.
+    fn walk(command: &clap::Command, path: &str, see: &mut impl FnMut(&str, &clap::Command)) {
+        for sub in command.get_subcommands() {
+            let path = format!("{path} {}", sub.get_name());
+            see(&path, sub);
+            walk(sub, &path, see);
+        }
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_shows_an_example() {
+        let mut seen = 0;
+        walk(&Cli::command(), "weatherlight", &mut |path, command| {
+            seen += 1;
+            assert!(command.get_about().is_some(), "{path} says nothing");
+            let mut command = command.clone();
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Usage:"), "{path}: {help}");
+            if command.get_subcommands().next().is_none() {
+                assert!(help.contains("Example"), "{path} has no example: {help}");
+                assert!(help.contains("weatherlight"), "{path}: {help}");
+            }
+        });
+        assert!(seen > 25, "{seen}");
+    }
+
+    #[test]
+    fn completions_and_manual_pages_know_every_command() {
+        let mut names: Vec<String> = Vec::new();
+        walk(&Cli::command(), "weatherlight", &mut |path, _| {
+            names.push(path.replace(' ', "-"));
+        });
+        for shell in
+            [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
+        {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "weatherlight", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            for name in &names {
+                let last = name.rsplit('-').next().unwrap();
+                assert!(script.contains(last), "{shell} does not know {name}");
+            }
+        }
+        let directory = tempfile::tempdir().unwrap();
+        clap_mangen::generate_to(Cli::command(), directory.path()).unwrap();
+        for name in names.iter().map(String::as_str).chain(["weatherlight"]) {
+            let page = directory.path().join(format!("{name}.1"));
+            let text =
+                std::fs::read_to_string(&page).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(text.contains(".TH") && text.contains(".SH"), "{name}: {text}");
+        }
     }
 }

@@ -9,6 +9,11 @@ use crate::settings::EsperSettings;
 /// Below this nothing can be stored.
 const FREE_BYTES_MIN: u64 = 8 << 20;
 
+/// Below this a person should look at it: a catalogue has some hundred files, a spool a few.
+const FREE_INODES_WARN: u64 = 5_000;
+/// Below this nothing can be stored.
+const FREE_INODES_MIN: u64 = 50;
+
 pub(super) fn check(settings: &EsperSettings) -> Vec<Finding> {
     let mut wanted: Vec<(&str, PathBuf)> = vec![
         ("WEATHERLIGHT_STATE_DIR", settings.state_dir.clone()),
@@ -20,7 +25,31 @@ pub(super) fn check(settings: &EsperSettings) -> Vec<Finding> {
     {
         wanted.push(("URZA_DATABASE_URL", parent.to_owned()));
     }
-    wanted.iter().map(|(name, path)| directory(name, path, settings.disk_free_min)).collect()
+    let look = |(name, path): &(&str, PathBuf)| {
+        let found = directory(name, path, settings.disk_free_min);
+        [Some(found), inodes(name, path)]
+    };
+    wanted.iter().flat_map(look).flatten().collect()
+}
+
+/// Whether the file system can hold more files. Nothing to say where it has no such limit, or has
+/// plenty.
+fn inodes(setting: &str, path: &Path) -> Option<Finding> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    judge_inodes(setting, path, stat.f_files, stat.f_favail)
+}
+
+fn judge_inodes(setting: &str, path: &Path, all: u64, free: u64) -> Option<Finding> {
+    const CHECK: &str = "inodes";
+    // Some file systems make inodes as they go, and say 0.
+    if all == 0 || free >= FREE_INODES_WARN {
+        return None;
+    }
+    let verdict = if free < FREE_INODES_MIN { Verdict::Unavailable } else { Verdict::Warning };
+    let path = path.display();
+    let message = format!("the file system of {path} can hold only {free} more files");
+    let remedy = format!("remove files there (`df -i {path}`), or move {setting}");
+    Some(Finding::new(CHECK, verdict, message, remedy))
 }
 
 fn directory(setting: &str, path: &Path, free_min: u64) -> Finding {
@@ -83,6 +112,17 @@ mod tests {
         let finding = directory("X_DIR", &file.join("below"), 0);
         assert_eq!(finding.verdict, Verdict::Misconfigured);
         assert!(finding.remedy.contains("X_DIR"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_file_system_without_room_for_files_is_found() {
+        let judge = |all, free| {
+            judge_inodes("X_DIR", Path::new("/x"), all, free).map(|finding| finding.verdict)
+        };
+        assert_eq!(judge(0, 0), None, "it has no such limit");
+        assert_eq!(judge(1_000_000, 900_000), None);
+        assert_eq!(judge(1_000_000, 4_000), Some(Verdict::Warning));
+        assert_eq!(judge(1_000_000, 3), Some(Verdict::Unavailable));
     }
 
     #[test]

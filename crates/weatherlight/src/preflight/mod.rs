@@ -3,6 +3,7 @@
 
 mod clock;
 mod directories;
+mod limits;
 mod redis_log;
 
 use std::net::{SocketAddr, TcpListener};
@@ -11,6 +12,27 @@ use leyline::sign::SECRET_BYTES_MIN;
 
 use crate::settings::{EsperSettings, SecretText};
 use crate::supervisor::Exit;
+
+/// Every check, here and in `weatherlight doctor`, by the name under which it is reported and
+/// explained.
+pub const CHECKS: [&str; 16] = [
+    "settings",
+    "secret",
+    "previous secret",
+    "secret file",
+    "directory",
+    "inodes",
+    "open files",
+    "clock",
+    "log",
+    "catalogue",
+    "http port",
+    "http token",
+    "service",
+    "spool",
+    "dead letters",
+    "replica",
+];
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +73,13 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn good(check: &'static str, message: impl Into<String>) -> Self {
+    /// Nothing to do.
+    pub fn good(check: &'static str, message: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Good, message: message.into(), remedy: String::new() }
     }
 
-    fn new(
+    /// Something to do.
+    pub fn new(
         check: &'static str,
         verdict: Verdict,
         message: impl Into<String>,
@@ -121,6 +145,7 @@ pub async fn check(settings: &EsperSettings) -> (Findings, Port) {
         findings.push(secret("previous secret", Some(previous)));
     }
     findings.extend(directories::check(settings));
+    findings.push(limits::open_files());
     findings.push(clock::alone());
     match &settings.redis_url {
         Some(url) => {
@@ -132,17 +157,22 @@ pub async fn check(settings: &EsperSettings) -> (Findings, Port) {
     findings.push(catalogue(settings).await);
     let (finding, port) = http_port(settings.http_addr);
     findings.push(finding);
-    if let Some(token) = &settings.http_token
-        && token.expose().len() < SECRET_BYTES_MIN
-    {
-        findings.push(Finding::new(
-            "http token",
+    findings.push(http_token(settings.http_token.as_ref()));
+    (Findings(findings), port)
+}
+
+fn http_token(token: Option<&SecretText>) -> Finding {
+    const CHECK: &str = "http token";
+    match token {
+        None => Finding::good(CHECK, "not set, so nothing can be changed over HTTP"),
+        Some(token) if token.expose().len() < SECRET_BYTES_MIN => Finding::new(
+            CHECK,
             Verdict::Misconfigured,
             format!("WEATHERLIGHT_HTTP_TOKEN is shorter than {SECRET_BYTES_MIN} bytes"),
             "make one with `openssl rand -hex 32`",
-        ));
+        ),
+        Some(_) => Finding::good(CHECK, "set, and long enough"),
     }
-    (Findings(findings), port)
 }
 
 fn secret(check: &'static str, secret: Option<&SecretText>) -> Finding {

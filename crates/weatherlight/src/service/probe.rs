@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leyline::wire::CircuitBreakerState;
 use nissa::{BreakerHealth, BreakerState, LaneHealth};
-use oona::{BreakerPosition, Bus, BusError, ConservativeBecause, Heartbeat, Stream};
+use oona::{Backlog, BreakerPosition, Bus, BusError, ConservativeBecause, Heartbeat, Stream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -62,12 +62,21 @@ impl Probe {
 
     async fn look(&self) -> Result<Vec<LaneHealth>, BusError> {
         // All at once: one round trip, and the process is woken once for it.
-        let [emergency, requests, policy] = LANES.map(|stream| self.bus.depth(stream, GROUP));
+        let [emergency, requests, policy] = LANES.map(|stream| self.bus.backlog(stream, GROUP));
         let (_, emergency, requests, policy) =
             tokio::try_join!(self.bus.ping(), emergency, requests, policy)?;
-        let lanes = LANES.into_iter().zip([emergency, requests, policy]);
-        let name = |stream| self.bus.config().streams.name(stream).to_owned();
-        Ok(lanes.map(|(stream, depth)| LaneHealth { stream: name(stream), depth }).collect())
+        let backlogs = [emergency, requests, policy];
+        // An idle service does not ask for the time.
+        let now_ms = match backlogs.iter().any(|backlog| backlog.oldest.is_some()) {
+            true => self.bus.log_time_ms().await?,
+            false => 0,
+        };
+        let lane = |(backlog, stream): (Backlog, Stream)| LaneHealth {
+            stream: self.bus.config().streams.name(stream).to_owned(),
+            depth: backlog.depth,
+            oldest_ms: backlog.oldest.map(|id| now_ms.saturating_sub(id.ms)),
+        };
+        Ok(backlogs.into_iter().zip(LANES).map(lane).collect())
     }
 
     /// Every breaker of this process that guards something for all runs. Needs no answer of the log.

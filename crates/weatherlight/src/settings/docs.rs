@@ -16,6 +16,7 @@ pub fn generated() -> Vec<(&'static str, String)> {
         (".env.example", env_example()),
         ("weatherlight.example.toml", toml_example()),
         ("docs/weatherlight.schema.json", format!("{:#}\n", schema())),
+        ("docs/errors.md", crate::codes::page()),
     ]
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod kill_points;
+mod operations;
 mod operator;
 mod redis;
 mod rotation;

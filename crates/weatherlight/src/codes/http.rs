@@ -1,0 +1,95 @@
+//! Why a request over HTTP is refused.
+
+use super::Family::{Control, Http};
+use super::{Code, row};
+
+pub(super) const CODES: &[Code] = &[
+    row(
+        Control,
+        "worker_unknown",
+        "There is no such worker (404)",
+        "The running service has no worker of this name.",
+        "A typing error, or another version's name.",
+        "`weatherlight workers list` shows the names.",
+    ),
+    row(
+        Control,
+        "worker_stopping",
+        "The service is stopping (503)",
+        "It starts nothing any more.",
+        "SIGTERM, SIGINT or an escalation.",
+        "Start the service again, if it should run.",
+    ),
+    row(
+        Control,
+        "worker_critical",
+        "The worker is critical and is not parked (409)",
+        "The service does not live without it.",
+        "`weatherlight workers park` of a critical worker.",
+        "Restart it, or stop the service.",
+    ),
+    row(
+        Http,
+        "host",
+        "This host name is not served (421)",
+        "A loopback listener answers only to localhost and addresses, so that no web site can make its own name point here and read along.",
+        "A proxy or a browser that asks by another name.",
+        "Ask for http://127.0.0.1:PORT/, or let the proxy send `Host: localhost`.",
+    ),
+    row(
+        Http,
+        "cross_site",
+        "The request comes from another site (403)",
+        "A browser sent it on behalf of another page; only following a link to the page itself is allowed.",
+        "A page elsewhere that embeds or calls this service.",
+        "Open the page itself. Programs send no Origin header and are not meant.",
+    ),
+    row(
+        Http,
+        "no_token",
+        "The change came without a token (401)",
+        "Everything that changes something needs `Authorization: Bearer TOKEN`.",
+        "WEATHERLIGHT_HTTP_TOKEN is not set where the command runs.",
+        "Set WEATHERLIGHT_HTTP_TOKEN (or WEATHERLIGHT_HTTP_TOKEN_FILE) to the service's token.",
+    ),
+    row(
+        Http,
+        "bad_token",
+        "This is not the token (403)",
+        "The token is compared in constant time and differs.",
+        "The token was changed and one side was not restarted, or it was copied with a part missing.",
+        "Use the same token on both sides. Many of these in `nissa_http_refused_total` mean that somebody guesses.",
+    ),
+    row(
+        Http,
+        "changes_off",
+        "Changes are off (403)",
+        "The service was started without a token, so nothing can be changed over HTTP.",
+        "WEATHERLIGHT_HTTP_TOKEN is unset at the service.",
+        "Set it there and restart the service, if changes over HTTP are wanted at all.",
+    ),
+    row(
+        Http,
+        "timed_out",
+        "No answer in time (504)",
+        "The handler did not end within the bound of a request; what it asked for may still happen.",
+        "A supervisor or log that is busy or away.",
+        "Look at `weatherlight status`, then try again.",
+    ),
+    row(
+        Http,
+        "subscribers",
+        "Too many live readers (503)",
+        "The number of open event streams is bounded.",
+        "Many open pages, or a program that opens streams and keeps them.",
+        "Close some pages, or poll /v1/state.",
+    ),
+    row(
+        Http,
+        "body",
+        "No request here has a body (413)",
+        "A body of more than 4 KiB, or of a length that is not told, is refused before anybody reads it.",
+        "A client that posts data.",
+        "Send the request without a body; parameters stand in the address.",
+    ),
+];
