@@ -42,7 +42,7 @@ pub(super) async fn run(settings: &EsperSettings, as_json: bool) -> Result<u8, F
             for lost in &health.lost {
                 table::print(&format!("  {}", plain(lost)));
             }
-            table::print(&breakers(health));
+            table::print(&breakers(&health.breakers));
             table::print(&keys(health, stats.standing.now_ms));
         }
         None => table::print(&format!(

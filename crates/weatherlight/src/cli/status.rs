@@ -2,7 +2,7 @@
 
 use clap::Args;
 use leyline::time::now_unix_ms;
-use nissa::{BreakerState, Health, ProcessPhase, SystemMode};
+use nissa::{BreakerHealth, BreakerState, Health, ProcessPhase, SystemMode};
 use serde::Deserialize;
 
 use super::failure::Failure;
@@ -92,7 +92,7 @@ fn screen(picture: &Picture, now_ms: u64) -> String {
         parts.push(rows.to_string());
     }
     if !health.breakers.is_empty() {
-        parts.push(breakers(health));
+        parts.push(troubled(health));
     }
     parts.push(tail(picture, now_ms));
     parts.join("\n")
@@ -133,10 +133,23 @@ fn ends(health: &Health, now_ms: u64) -> String {
     lines.join("\n")
 }
 
+/// The breakers that are not closed, and how many there are.
+fn troubled(health: &Health) -> String {
+    let is_troubled = |breaker: &&BreakerHealth| breaker.state != BreakerState::Closed;
+    let troubled: Vec<BreakerHealth> =
+        health.breakers.iter().filter(is_troubled).cloned().collect();
+    let all = health.breakers.len();
+    if troubled.is_empty() {
+        return format!("breakers: all {all} closed");
+    }
+    let count = format!("breakers: {} of {all} not closed", troubled.len());
+    format!("{count}\n{}", breakers(&troubled))
+}
+
 /// The breakers, also for `bus stats`.
-pub(super) fn breakers(health: &Health) -> String {
+pub(super) fn breakers(breakers: &[BreakerHealth]) -> String {
     let mut rows = table::with_columns(&["breaker", "state"]);
-    for breaker in &health.breakers {
+    for breaker in breakers {
         let state = match breaker.state {
             BreakerState::Closed => "closed",
             BreakerState::HalfOpen => "half-open",
@@ -215,7 +228,7 @@ pub(super) fn kernels(picture: &Picture) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use nissa::{BreakerHealth, KeyHealth, LaneHealth, RecentRestart, WorkerHealth, WorkerState};
+    use nissa::{KeyHealth, LaneHealth, RecentRestart, WorkerHealth, WorkerState};
 
     use super::*;
     use crate::cli::picture::{Alert, Artifacts, Board, Figures, Run, Seed};
@@ -227,7 +240,7 @@ mod tests {
             breaker("oona.publish", BreakerState::Open),
             breaker("tezzeret.forge", BreakerState::HalfOpen),
         ];
-        let text = breakers(&Health { breakers: breakers_found, ..Health::booting("1", "redis") });
+        let text = breakers(&breakers_found);
         let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap();
         assert!(line("oona.publish").contains("open"), "{text}");
         assert!(line("tezzeret.forge").contains("half-open"), "{text}");
@@ -249,6 +262,11 @@ mod tests {
             phase: ProcessPhase::Running,
             uptime_s: 100.0,
             workers: vec![worker],
+            breakers: ["a", "b"]
+                .into_iter()
+                .zip([BreakerState::Closed, BreakerState::Open])
+                .map(|(name, state)| BreakerHealth { name: name.to_owned(), state })
+                .collect(),
             lanes: vec![LaneHealth {
                 stream: "oona.policy".to_owned(),
                 depth: 3,
@@ -291,6 +309,7 @@ mod tests {
             "lost: kernels are not compiled",
             "1.0 s ago  tezzeret.forge: panicked: boom",
             "4.2 s",
+            "breakers: 1 of 2 not closed",
             "not used yet",
             "12 wait on disk",
             "50 on disk (2 KiB), 4 in the build queue",

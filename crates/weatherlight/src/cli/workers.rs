@@ -138,7 +138,11 @@ fn one(worker: &WorkerHealth, now_ms: u64) -> String {
         if worker.depends_on.is_empty() { "-".to_owned() } else { worker.depends_on.join(", ") },
     );
     let budget = worker.heartbeat_budget_ms.map(|ms| format!(" (hung after {})", ago(Some(ms))));
-    fact("seen", format!("{} ago{}", ago(worker.heartbeat_age_ms), budget.unwrap_or_default()));
+    let seen = match worker.heartbeat_age_ms {
+        Some(age) => format!("{} ago", ago(Some(age))),
+        None => "-".to_owned(),
+    };
+    fact("seen", seen + &budget.unwrap_or_default());
     fact("phase", phase(worker));
     fact("restarts", worker.restarts.to_string());
     if let Some(ms) = worker.last_restart_ms {

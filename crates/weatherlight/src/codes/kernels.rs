@@ -22,11 +22,11 @@ pub(super) const CODES: &[Code] = &[
     ),
     row(
         Library,
-        "library_altered",
-        "The catalogue's schema was altered",
-        "A migration that was applied is not the one this program carries, or was left half done.",
-        "Another program, or a person, changed the file; or a crash in the middle of a migration of an old version.",
-        "Restore the file from a copy, or move it away while the service is stopped: the forge builds it again.",
+        "library_damaged",
+        "The catalogue is damaged, and so is the new one",
+        "A damaged catalogue is set aside and an empty one begun by itself, which the forge fills; here the new one could not be used either.",
+        "A broken disk.",
+        "Check the disk, or set URZA_DATABASE_URL to another one.",
     ),
     row(
         Library,

@@ -105,7 +105,7 @@ fn existing(family: Family) -> Vec<&'static str> {
         Family::Library => variants!(OpenError {
             Directory = "library_directory",
             Newer = "library_newer",
-            Altered = "library_altered",
+            Damaged = "library_damaged",
             Catalogue = "library_catalogue",
             Migrate = "library_migrate",
         }),

@@ -97,7 +97,7 @@ pub enum Value {
 
 impl Kind {
     /// Whether the value may hold credentials between other things.
-    pub(super) const fn is_url(&self) -> bool {
+    pub const fn is_url(&self) -> bool {
         matches!(self, Self::Url(_) | Self::RedisUrl)
     }
 

@@ -187,6 +187,7 @@ fn a_bundle_holds_what_a_report_needs_and_no_secret() {
     {
         assert!(up.contains_key(part), "{part} in {:?}", up.keys());
     }
+    assert!(up["logs.json"].contains("bus is open"), "{:?}", up.get("logs.json"));
     assert!(up["dead-letters.json"].contains("cannot verify with ********"));
     assert!(up["health.json"].contains("urza.prefetch") && up["metrics.txt"].ends_with("# EOF\n"));
 

@@ -132,6 +132,7 @@ async fn gather(resolved: &Result<Resolved, Faults>) -> Vec<Part> {
             parts.push(settings(resolved));
             parts.push(timed("doctor.json", doctor(resolved)).await);
             parts.extend(service(&resolved.settings).await);
+            parts.push(timed("logs.json", logs(&resolved.settings)).await);
             parts.extend(bus(&resolved.settings).await);
             parts.push(timed("kernels.json", kernel_list(&resolved.settings)).await);
             parts.push(Part::new("files.txt", Ok(machine::files(&resolved.settings).into_bytes())));
@@ -199,6 +200,18 @@ async fn service(settings: &EsperSettings) -> Vec<Part> {
     let (a, b, c, d, e, f, g) =
         tokio::join!(ask(0), ask(1), ask(2), ask(3), ask(4), ask(5), ask(6));
     vec![a, b, c, d, e, f, g]
+}
+
+/// The newest log lines that the service keeps; who may change it may read them.
+async fn logs(settings: &EsperSettings) -> Result<Vec<u8>, String> {
+    let Some(token) = &settings.http_token else {
+        return Err("reading the service's log lines needs WEATHERLIGHT_HTTP_TOKEN, the same here and at the service; add those of your service manager (journalctl -u weatherlight)".to_owned());
+    };
+    let asked = client::request(settings.http_addr, "GET", "/v1/logs", Some(token)).await;
+    match asked.map_err(|error| error.to_string())? {
+        answer if answer.status == 200 => Ok(answer.body.into_bytes()),
+        answer => Err(format!("status {}: {}", answer.status, answer.body)),
+    }
 }
 
 async fn bus(settings: &EsperSettings) -> [Part; 2] {
@@ -289,6 +302,7 @@ settings.json      settings in force and where each came from; secrets masked
 doctor.json        findings of `weatherlight doctor`
 health.json        the running service: workers with their latest ends, breakers, backlogs
 ready.json live.json state.json alerts.json sources.json metrics.txt   its other endpoints
+logs.json          the newest log lines that the service keeps
 bus.json           streams, groups, consumers
 dead-letters.json  headers of dead letters, without what the messages say
 kernels.json       records of the library
@@ -296,8 +310,8 @@ files.txt          names and sizes of the files that the service keeps
 machine.json       system, processors, memory, limits, disks
 
 A part that could not be had is a file NAME.error.txt that says why.
-Not in here: secrets, message contents, artifacts, and the service's log lines, which the service
-does not keep: add those of your service manager (`journalctl -u weatherlight`).
+Not in here: secrets, message contents, artifacts, and log lines older than the newest 500: those
+are your service manager's (`journalctl -u weatherlight`).
 ";
 
 #[cfg(test)]

@@ -66,7 +66,10 @@ fn once(global: &Global, settings: &EsperSettings) -> Result<u8, Failure> {
     view.take(Instant::now(), now_unix_ms(), Ok(picture));
     let size = console::Term::stdout().size_checked().map(|(height, width)| (width, height));
     let (width, height) = size.unwrap_or(SIZE_WITHOUT_TERMINAL);
-    table::print(&text(&mut view, width, height));
+    let frame = text(&mut view, width, height);
+    // A reader of text needs no room between the tables.
+    let lines: Vec<&str> = frame.lines().filter(|line| !line.is_empty()).collect();
+    table::print(&lines.join("\n"));
     Ok(0)
 }
 
