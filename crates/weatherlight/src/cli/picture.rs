@@ -142,7 +142,8 @@ fn sum(text: &str, name: &str, outcomes: &[&str]) -> f64 {
         }
         value.split(' ').next()?.parse::<f64>().ok()
     };
-    text.lines().filter_map(value).sum()
+    // Not `sum`: of nothing it is -0.
+    text.lines().filter_map(value).fold(0.0, |total, value| total + value)
 }
 
 /// Files in the artifact directory.
@@ -205,6 +206,7 @@ mod tests {
             oona_spool_messages 2\noona_spool_messages_other 7\n# EOF\n";
         let figures = Figures::read(text);
         assert_eq!((figures.published, figures.spooled, figures.handled), (7.0, 2.0, 0.0));
+        assert_eq!(figures.handled.to_string(), "0");
     }
 
     #[test]
