@@ -33,6 +33,7 @@ pub enum Command {
     ///
     /// All or nothing: with any fault the old settings stay. Prints for each changed setting whether it
     /// took effect or needs a restart.
+    #[command(after_help = "Example: weatherlight config reload --json")]
     Reload,
     /// Print a JSON schema of weatherlight.toml
     #[command(after_help = "Example: weatherlight config schema > weatherlight.schema.json")]

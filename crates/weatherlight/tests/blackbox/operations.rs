@@ -42,7 +42,9 @@ fn json(home: &Home, redis: &Server, http: u16, arguments: &[&str]) -> Value {
 }
 
 fn serve(home: &Home, redis: &Server) -> Service {
-    home.serve_with(redis, &[("WEATHERLIGHT_HTTP_TOKEN", TOKEN)])
+    home.serve_with(redis, |command| {
+        command.env("WEATHERLIGHT_HTTP_TOKEN", TOKEN);
+    })
 }
 
 /// Looks until a worker is in this state.
