@@ -44,7 +44,8 @@ impl Line {
             Err(error) => return vec![self.row.what.to_owned(), format!("FAILED: {error:#}")],
         };
         let tally = &outcome.tally;
-        let mut cells = vec![self.row.what.to_owned()];
+        let note = outcome.note.as_ref().map(|note| format!(" ({note})"));
+        let mut cells = vec![format!("{}{}", self.row.what, note.unwrap_or_default())];
         let numbers = [
             tally.accepted,
             tally.answered,
@@ -74,7 +75,7 @@ impl Line {
                     "asked_again": tally.again, "lost_by_redis": tally.forgotten, "lost": tally.lost,
                     "wrong": tally.wrong, "untimely": tally.untimely, "unserved": tally.unserved,
                     "first_answer_ms": tally.first.map(ms), "all_answered_ms": tally.all.map(ms),
-                    "kills": outcome.kills, "unasked_ends": outcome.crashes, "boot_ms": outcome.boot.map(ms),
+                    "kills": outcome.kills, "unasked_ends": outcome.crashes, "boot_ms": outcome.boot.map(ms), "note": outcome.note,
                 });
             }
         }
@@ -117,6 +118,9 @@ impl Line {
                     if number > 0 {
                         text.push_str(&format!(", {name} {number}"));
                     }
+                }
+                if let Some(note) = &outcome.note {
+                    text.push_str(&format!(", {note}"));
                 }
                 if let Some(why) = &outcome.unsettled {
                     text.push_str(&format!(", NOT AT REST: {why}"));

@@ -429,24 +429,20 @@ impl Forgeries {
         Self { batches: (0..50).map(|_| batch()).collect() }
     }
 
-    /// Sends so many a second for so long, over and over; returns how many Redis took.
-    pub fn send(&self, port: u16, rate: u32, lasting: Duration) -> Result<u64> {
+    /// Sends `count` of them, over and over, at most so many a second; returns how many Redis took.
+    pub fn send(&self, port: u16, rate: u32, count: u32) -> Result<u64> {
         let mut client = Client::connect(port, Duration::from_secs(5))?;
         let begun = Instant::now();
-        let (mut sent, mut taken) = (0_u32, 0);
-        for batch in self.batches.iter().cycle() {
-            let due = begun + Duration::from_secs(1) * sent / rate;
+        let mut taken = 0;
+        for (number, batch) in (0..count / BATCH).zip(self.batches.iter().cycle()) {
+            let due = begun + Duration::from_secs(1) * (number * BATCH) / rate;
             while let Some(ahead) =
                 due.checked_duration_since(Instant::now()).filter(|ahead| !ahead.is_zero())
             {
                 std::thread::park_timeout(ahead);
             }
-            if begun.elapsed() >= lasting {
-                break;
-            }
             let replies = client.exchange(batch, BATCH)?;
             taken += replies.iter().filter(|reply| matches!(reply, Reply::Text(_))).count() as u64;
-            sent += BATCH;
         }
         Ok(taken)
     }

@@ -40,6 +40,8 @@ pub struct Outcome {
     pub kills: usize,
     /// Ends of services that nobody asked for.
     pub crashes: Vec<String>,
+    /// What was otherwise than the row says.
+    pub note: Option<String>,
     /// Longest time from a start to readiness.
     pub boot: Option<Duration>,
 }
@@ -69,6 +71,8 @@ pub struct Trial<'a> {
     pub ends: Vec<Instant>,
     /// Redis itself may lose what it acknowledged in this row.
     pub redis_may_forget: bool,
+    /// What was otherwise than the row says.
+    pub note: Option<String>,
     boot: Option<Duration>,
 }
 
@@ -88,6 +92,7 @@ impl<'a> Trial<'a> {
             traffic,
             ends: Vec::new(),
             redis_may_forget: false,
+            note: None,
             boot: None,
         })
     }
@@ -177,6 +182,7 @@ impl<'a> Trial<'a> {
             to_refuse: book.copies + book.forged,
             kills: self.services.iter().map(Service::kills).sum(),
             crashes: self.services.iter().flat_map(Service::crashes).collect(),
+            note: self.note,
             boot: self.boot,
         })
     }
