@@ -182,16 +182,15 @@ impl Book {
     }
 }
 
+/// Whether an answer cannot be right. A kernel that was gone when its request was first answered may be there when a crash
+/// has it answered again: an answer that says to ask again and a kernel agree. Two different kernels never do.
 fn is_wrong(request: &Request) -> bool {
-    let Some(first) = request.answers.first() else { return false };
-    if request.answers.iter().any(|answer| answer.says != first.says) {
-        return true;
-    }
-    match (&request.wanted, &first.says) {
+    let mut kernel = None;
+    request.answers.iter().any(|answer| match (&request.wanted, &answer.says) {
         (Wanted::Nothing(_), says) => *says != Says::Failed("missing_artifact".to_owned()),
-        (Wanted::Kernel(_), Says::Ready { .. }) => false,
         (Wanted::Kernel(_), Says::Failed(reason)) => !may_ask_again(reason),
-    }
+        (Wanted::Kernel(_), says @ Says::Ready { .. }) => *kernel.get_or_insert(says) != says,
+    })
 }
 
 /// Reasons after which the contract says to ask again.
@@ -247,12 +246,17 @@ mod tests {
     }
 
     #[test]
-    fn the_same_answer_twice_is_counted_and_another_is_wrong() {
+    fn the_same_answer_twice_is_counted_and_another_kernel_is_wrong() {
         let (mut book, now) = (Book::default(), Instant::now());
         asked(&mut book, "same", now, vec![ready(now), ready(after(now, 5))]);
         assert_eq!((book.judge(&[]).twice, book.judge(&[]).wrong), (1, 0));
-        asked(&mut book, "other", now, vec![ready(now), failed(now, "missing_artifact")]);
-        assert_eq!((book.judge(&[]).twice, book.judge(&[]).wrong), (2, 1));
+        asked(&mut book, "late", now, vec![failed(now, "artifact_not_found"), ready(now)]);
+        book.requests.get_mut("late").unwrap().again = Some("same".to_owned());
+        assert!(book.judge(&[]).is_good(), "it was gone before the crash and is there after it");
+        let says = Says::Ready { path: "/a".to_owned(), checksum: "d".to_owned() };
+        let other = Answered { at: now, says, untimely: false };
+        asked(&mut book, "other", now, vec![ready(now), other]);
+        assert_eq!((book.judge(&[]).twice, book.judge(&[]).wrong), (3, 1));
         book.requests.remove("other");
         book.strange = 1;
         assert!(!book.judge(&[]).is_good(), "an answer to a request that nobody sent");

@@ -42,7 +42,7 @@ pub struct Options {
     /// Print one JSON object for each row.
     #[arg(long)]
     json: bool,
-    /// Write the table into `docs/reliability.md`.
+    /// Write the table into `docs/reliability.md`; with `--row`, only those rows of it.
     #[arg(long)]
     write: bool,
     /// `release`, or `dev` while working on it.
@@ -88,7 +88,10 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         println!("{} rows in {:.0?}", lines.len(), begun.elapsed());
     }
     if options.write {
-        table::write(root, &table::markdown(&lines, &circumstances))?;
+        match options.row.is_empty() {
+            true => table::write(root, &table::markdown(&lines, &circumstances))?,
+            false => table::write_rows(root, &lines)?,
+        }
     }
     let failed: Vec<&str> = lines
         .iter()

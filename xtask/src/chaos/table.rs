@@ -61,6 +61,13 @@ impl Line {
         cells
     }
 
+    /// Its row of the page.
+    fn markdown(&self) -> String {
+        let mut cells = self.cells();
+        cells.resize(10, String::new());
+        format!("| {} |", cells.join(" | "))
+    }
+
     /// For programs.
     pub fn json(&self) -> Value {
         let mut value = json!({ "row": self.row.name, "what": self.row.what, "seed": self.seed, "good": self.is_good() });
@@ -164,21 +171,38 @@ pub fn markdown(lines: &[Line], run: &Circumstances) -> String {
         run.date, run.commit, run.seed, run.profile, run.machine, run.redis,
     );
     for line in lines {
-        let mut cells = line.cells();
-        cells.resize(10, String::new());
-        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+        text.push_str(&line.markdown());
+        text.push('\n');
     }
     text
 }
 
 /// Puts the table into the page.
 pub fn write(root: &Path, table: &str) -> Result<()> {
+    replace(root, |_| Ok(table.to_owned()))
+}
+
+/// Puts single rows in the place of those that the page has.
+pub fn write_rows(root: &Path, lines: &[Line]) -> Result<()> {
+    replace(root, |table| {
+        let mut rows: Vec<String> = table.lines().map(str::to_owned).collect();
+        for line in lines {
+            let begin = format!("| {}", line.row.what);
+            let row = rows.iter_mut().find(|row| row.starts_with(&begin));
+            *row.with_context(|| format!("the page has no row {}", line.row.name))? =
+                line.markdown();
+        }
+        Ok(rows.join("\n") + "\n")
+    })
+}
+
+fn replace(root: &Path, change: impl FnOnce(&str) -> Result<String>) -> Result<()> {
     let path = root.join(PAGE);
     let page = fs::read_to_string(&path).with_context(|| format!("no {PAGE}"))?;
     let parts = page.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?)));
-    let (head, (_, tail)) =
+    let (head, (table, tail)) =
         parts.with_context(|| format!("{PAGE} has no place for the table: {BEGIN}{END}"))?;
-    fs::write(&path, format!("{head}{BEGIN}{table}{END}{tail}"))?;
+    fs::write(&path, format!("{head}{BEGIN}{}{END}{tail}", change(table)?))?;
     println!("wrote {PAGE}");
     Ok(())
 }
