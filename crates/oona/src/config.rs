@@ -474,6 +474,23 @@ mod tests {
         }
     }
 
+    /// Whatever windows and age are set: while a copy could still be fresh and unread, its nonce is
+    /// known.
+    #[test]
+    fn a_nonce_outlives_its_message() {
+        let second = Duration::from_secs(1);
+        for (window, kernel, ttl) in [(300, 60, 900), (1, 86_400, 1), (86_400, 1, 2_592_000)] {
+            let config = Config {
+                freshness_window: window * second,
+                kernel_freshness_window: kernel * second,
+                message_ttl: ttl * second,
+                ..Config::default()
+            };
+            assert_eq!(config.check(), []);
+            assert!(config.claim_ttl() >= (window.max(kernel) + ttl) * second);
+        }
+    }
+
     #[test]
     fn two_processes_never_share_a_consumer_name() {
         assert_ne!(Config::default().consumer, Config::default().consumer);

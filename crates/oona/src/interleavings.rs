@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::breaker::{BreakerPosition, Limits};
 use crate::bucket::Buckets;
-use crate::conservative::{self, ConservativeBecause};
+use crate::conservative::ConservativeBecause;
 use crate::entry::EntryId;
 use crate::metrics::Metrics;
 use crate::shared::{Names, Pulse};
