@@ -154,7 +154,7 @@ mod tests {
     use crate::settings::{Sources, resolve};
 
     #[tokio::test]
-    async fn it_shows_every_breaker() {
+    async fn it_shows_every_breaker_and_how_old_a_backlog_is() {
         let directory = tempfile::tempdir().unwrap();
         let state = format!("WEATHERLIGHT_STATE_DIR={}", directory.path().display());
         let secret = "ESPER_LEYLINE_SECRET=a secret of the tests, long enough".to_owned();
@@ -164,6 +164,10 @@ mod tests {
         let (_, live) = live::channel(live::Values::of(&settings).unwrap());
         let bus = open_bus(&settings, live.bus, &metrics).await.unwrap();
         let _consumer = bus.consumer(ConsumerSpec::new(Stream::KernelRequests, GROUP));
+
+        for _ in 0..2 {
+            bus.append_raw(Stream::KernelRequests, &[("payload", b"x")]).await.unwrap();
+        }
 
         let picture = watch::Sender::new(BusPicture::default());
         let mut seen = picture.subscribe();
@@ -179,6 +183,9 @@ mod tests {
         ended.unwrap();
 
         assert_eq!(picture.failure, None);
+        let lane = |at: usize| (picture.lanes[at].depth, picture.lanes[at].oldest_ms);
+        assert_eq!((lane(0), lane(2)), ((0, None), (0, None)));
+        assert!(matches!(lane(1), (2, Some(0..60_000))), "{:?}", lane(1));
         let names: Vec<&str> = picture.breakers.iter().map(|b| b.name.as_str()).collect();
         let consume = "oona.consume_kernel_requests.weatherlight";
         assert_eq!(names, ["tezzeret.forge", consume, "oona.publish", "oona.publish_emergency"]);
