@@ -19,6 +19,8 @@ use crate::durability::Durability;
 use crate::entry::EntryId;
 use crate::error::{BusError, PublishError};
 use crate::live::{Limits, Live};
+use crate::lease::Leases;
+use crate::leaving::Leaving;
 use crate::log::{Capabilities, Log};
 use crate::metrics::Metrics;
 use crate::publish::{Outcome, Outgoing};
@@ -47,7 +49,9 @@ pub(crate) struct Inner {
     pub(crate) emergency_rates: Mutex<Buckets>,
     pub(crate) spool: Option<Spool>,
     pub(crate) pulse: Arc<Pulse>,
-    names: Arc<Names>,
+    pub(crate) leases: Leases,
+    pub(crate) leaving: Arc<Leaving>,
+    pub(crate) names: Arc<Names>,
     posts: Mutex<Vec<Weak<Post>>>,
 }
 
@@ -91,14 +95,17 @@ impl Bus {
         if let Some(spool) = &spool {
             pulse.tell(spool.clone());
         }
+        let leases = Leases::new(log.kind(), config.lease_ttl, metrics.clone());
         Ok(Self(Arc::new(Inner {
             log,
+            leases,
             config,
             live,
             metrics,
             spool,
             emergency_rates: Mutex::new(Buckets::new(emergency_per_min, ORIGINS_MAX)),
             pulse,
+            leaving: Arc::default(),
             names: Arc::default(),
             posts: Mutex::default(),
         })))
@@ -146,6 +153,7 @@ impl Bus {
             renewed: Mutex::new(Instant::now()),
             breaker: Mutex::new(BreakerPosition::Closed),
             names: Arc::clone(&self.0.names),
+            leaving: Arc::clone(&self.0.leaving),
             pulse: Arc::clone(&self.0.pulse),
         });
         let mut posts = self.0.posts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -328,6 +336,13 @@ impl Bus {
     /// The stream's name in the log.
     pub(crate) fn name(&self, stream: Stream) -> &str {
         self.0.config.streams.name(stream)
+    }
+
+    /// Lets every consumer of this process look at once for entries that others have left.
+    pub(crate) fn look_for_released(&self) {
+        for post in self.posts() {
+            post.work.look_soon();
+        }
     }
 
     /// The consumers of this process that still live.

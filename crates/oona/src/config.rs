@@ -185,6 +185,9 @@ pub struct Config {
     pub claim_idle: Duration,
     /// 5 s: a consumer whose heartbeat is older than this is dead; its entries are taken over.
     pub consumer_ttl: Duration,
+    /// 2.4 s: how long a lease of a process that died stays with it. Renewed every quarter of it; see
+    /// the page on replicas.
+    pub lease_ttl: Duration,
     /// 5 s: the longest blocking read. Heartbeats, take-overs and retries happen beside it; the longer
     /// it is, the fewer commands an idle consumer costs.
     pub read_block: Duration,
@@ -246,6 +249,7 @@ impl Default for Config {
             retry_delay_max: Duration::from_secs(30),
             claim_idle: Duration::from_millis(10_000),
             consumer_ttl: Duration::from_secs(5),
+            lease_ttl: Duration::from_millis(2_400),
             read_block: Duration::from_secs(5),
             depth_max: 10_000,
             backpressure_threshold: 7_500,
@@ -267,11 +271,16 @@ impl Default for Config {
 /// `<program>-<hostname>-<pid>-<random>`: two processes on one host, and two boots of one
 /// process, are different consumers.
 fn default_consumer(program: &str) -> String {
+    let boot = rand::random::<u32>();
+    format!("{program}-{}-{}-{boot:08x}", host(), std::process::id())
+}
+
+/// This machine's name.
+pub(crate) fn host() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .or_else(|_| std::env::var("HOSTNAME").map_err(std::io::Error::other))
         .unwrap_or_else(|_| "host".to_owned());
-    let boot = rand::random::<u32>();
-    format!("{program}-{}-{}-{boot:08x}", host.trim(), std::process::id())
+    host.trim().to_owned()
 }
 
 /// A setting that cannot be used.
@@ -345,6 +354,7 @@ impl Config {
             ("KERNEL_FRESHNESS_WINDOW_MS", self.kernel_freshness_window),
             ("OONA_MESSAGE_TTL_MS", self.message_ttl),
             ("OONA_CLAIM_IDLE_MS", self.claim_idle),
+            ("OONA_LEASE_TTL_MS", self.lease_ttl),
             ("OONA_READ_BLOCK_MS", self.read_block),
             ("OONA_COMMAND_TIMEOUT_MS", self.command_timeout),
             ("OONA_PUBLISH_TIMEOUT_MS", self.publish_timeout),

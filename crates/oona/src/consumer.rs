@@ -15,6 +15,7 @@ use crate::check::{Checker, order_key};
 use crate::delivery::{Delivery, Receipt};
 use crate::error::{BusError, LogError};
 use crate::fill::{Filler, Ready};
+use crate::leaving::{Leaver, Leaving};
 use crate::log::{Log, Seat};
 use crate::metrics::{BreakerName, Consumed, Metrics};
 use crate::shared::{Names, Pulse};
@@ -98,6 +99,7 @@ pub(crate) struct Post {
     /// Where the consumer's breaker stands.
     pub(crate) breaker: Mutex<BreakerPosition>,
     pub(crate) names: Arc<Names>,
+    pub(crate) leaving: Arc<Leaving>,
     pub(crate) pulse: Arc<Pulse>,
 }
 
@@ -143,6 +145,13 @@ impl Post {
 impl Drop for Post {
     fn drop(&mut self) {
         self.names.give_back(&self.seat);
+        self.leaving.add(Leaver {
+            log: self.log.clone(),
+            stream: self.stream,
+            seat: self.seat.clone(),
+            owed: self.work.owed(),
+            failed: self.work.failed(),
+        });
     }
 }
 

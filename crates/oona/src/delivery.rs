@@ -179,7 +179,7 @@ async fn ack_group(receipts: &mut [Receipt]) -> Result<(), BusError> {
 impl Drop for Receipt {
     fn drop(&mut self) {
         if !self.settled {
-            self.post.work.retry_at(self.entry, Instant::now() + self.post.unsettled_delay);
+            self.post.work.dropped(self.entry, Instant::now() + self.post.unsettled_delay);
         }
     }
 }

@@ -213,6 +213,9 @@ impl Filler {
             if self.next_beat <= now {
                 self.beat().await?;
             }
+            if self.post.work.take_look() {
+                self.next_look = now;
+            }
             if self.next_look <= now {
                 let taken = self.look().await?;
                 if !taken.is_empty() {

@@ -1,4 +1,8 @@
 //! The worker that keeps a log small and this process's consumers alive.
+//!
+//! What concerns this process is done in every process: heartbeats, what ended consumers leave, the
+//! backlogs that admission goes by. What concerns the log is done by whoever has the lease
+//! [`Housekeeping::LEASE`]: trimming and the removal of dead consumers.
 
 use std::time::Duration;
 
@@ -10,6 +14,7 @@ use crate::bus::Bus;
 use crate::entry::EntryId;
 use crate::error::{BusError, LogError};
 use crate::heartbeat::Heartbeat;
+use crate::lease::Lease;
 use crate::log::{GroupInfo, PendingOf, Seat, Spare};
 use crate::stream::Stream;
 
@@ -19,10 +24,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const PAGE: usize = 1000;
 const PAGES_MAX: usize = 20;
 
-/// Gives the heartbeats of this process's consumers while their handlers are busy, trims what every
-/// live group has acknowledged, and removes consumers that are dead and empty.
+/// Gives the heartbeats of this process's consumers while their handlers are busy and leaves to others
+/// what ended consumers had not finished; in one process of all, trims what every live group has
+/// acknowledged, and removes consumers that are dead and empty.
 ///
-/// Holds nothing: a restart loses at most one round. Every process with slow handlers runs one.
+/// Holds nothing: a restart loses at most one round. Every process with slow handlers runs one. On
+/// Redis a [`LeaseKeeper`](crate::LeaseKeeper) runs beside it, else nobody trims.
 #[derive(Debug)]
 pub struct Housekeeping {
     /// The bus to keep.
@@ -37,14 +44,18 @@ enum Event {
 }
 
 impl Housekeeping {
+    /// The lease of what one process of all does.
+    pub const LEASE: &str = "oona.housekeeping";
+
     /// Works until told to stop. Outages of the log are waited out.
     ///
     /// # Errors
     /// [`BusError::Log`] when the embedded log has failed for good.
     pub async fn run(self, stop: CancellationToken) -> Result<(), BusError> {
+        let lease = self.bus.duty(Self::LEASE);
         let mut swept: Option<Instant> = None;
         loop {
-            match self.next_event(&stop).await {
+            match self.next_event(&lease, &stop).await {
                 Event::Stop => return Ok(()),
                 Event::Beat => {}
             }
@@ -52,7 +63,7 @@ impl Housekeeping {
             if sweep {
                 swept = Some(Instant::now());
             }
-            match self.round(sweep).await {
+            match self.round(&lease, sweep).await {
                 Err(BusError::Log(error)) if !error.is_final() => {
                     tracing::debug!(
                         error = &error as &dyn std::error::Error,
@@ -64,17 +75,19 @@ impl Housekeeping {
         }
     }
 
-    async fn next_event(&self, stop: &CancellationToken) -> Event {
-        self.heartbeat.beat("wait");
+    async fn next_event(&self, lease: &Lease, stop: &CancellationToken) -> Event {
+        self.heartbeat.beat(if lease.tenure().is_some() { "wait" } else { "standby" });
         tokio::select! {
             biased;
             () = stop.cancelled() => Event::Stop,
+            () = self.bus.0.leaving.nudged.notified() => Event::Beat,
             () = tokio::time::sleep(Heartbeat::INTERVAL) => Event::Beat,
         }
     }
 
-    async fn round(&self, sweep: bool) -> Result<(), BusError> {
+    async fn round(&self, lease: &Lease, sweep: bool) -> Result<(), BusError> {
         self.heartbeat.beat("consumers");
+        self.bus.release_left().await?;
         for post in self.bus.posts() {
             // One that holds nothing is given its heartbeat by its own reading.
             if post.work.len() > 0 {
@@ -96,7 +109,11 @@ impl Housekeeping {
         if sweep {
             for stream in Stream::ALL {
                 self.heartbeat.beat_about("sweep", stream);
-                self.bus.sweep(stream).await?;
+                let groups = self.bus.look_at_groups(stream).await?;
+                // Asked for every stream: a round may take longer than the lease.
+                if lease.tenure().is_some() {
+                    self.bus.tidy(stream, groups).await?;
+                }
             }
         }
         Ok(())
@@ -116,11 +133,25 @@ impl Bus {
     /// # Errors
     /// [`BusError::Log`] when the log fails.
     pub async fn sweep(&self, stream: Stream) -> Result<(), BusError> {
-        let name = self.name(stream);
-        let groups = self.0.log.groups(name).await?;
+        let groups = self.look_at_groups(stream).await?;
+        self.tidy(stream, groups).await
+    }
+
+    /// What admission and metrics of this process go by.
+    async fn look_at_groups(&self, stream: Stream) -> Result<Vec<GroupInfo>, BusError> {
+        let groups = self.0.log.groups(self.name(stream)).await?;
         self.note_depth(stream, &groups);
         for group in &groups {
             self.0.metrics.show_backlog(stream, &group.name, group.pending, group.lag);
+        }
+        Ok(groups)
+    }
+
+    /// Removes dead consumers and trims. Done twice at once it harms nothing: each step looks at what
+    /// is there when it is made.
+    async fn tidy(&self, stream: Stream, groups: Vec<GroupInfo>) -> Result<(), BusError> {
+        let name = self.name(stream);
+        for group in &groups {
             self.remove_dead_consumers(stream, &group.name).await?;
         }
         let Some(plan) = self.plan_trim(stream, groups).await? else { return Ok(()) };

@@ -38,6 +38,8 @@ mod interleavings;
 #[doc(hidden)]
 pub mod judge;
 mod live;
+mod lease;
+mod leaving;
 mod log;
 mod metrics;
 mod publish;
@@ -73,6 +75,7 @@ pub use error::{BusError, LogError, PublishError};
 pub use heartbeat::{Heartbeat, Over, Sighting};
 pub use housekeeping::Housekeeping;
 pub use live::{Limits, Live};
+pub use lease::{Lease, LeaseKeeper, LeaseStanding, Standing, Tenure};
 pub use log::{About, Capabilities, ServerKind, check_url, probe};
 pub use metrics::Metrics;
 pub use publish::{Outcome, Outgoing, RefusedBecause};

@@ -104,6 +104,12 @@ pub(crate) struct GroupLabels {
     pub(crate) group: String,
 }
 
+/// A duty; there are as many as workers that share one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct LeaseLabel {
+    pub(crate) lease: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct BreakerLabel {
     pub(crate) name: BreakerName,
@@ -184,6 +190,9 @@ pub struct Metrics {
     lag: Family<GroupLabels, Gauge>,
     breaker_state: Family<BreakerLabel, Gauge>,
     conservative_mode: Family<StreamLabel, Gauge>,
+    lease_held: Family<LeaseLabel, Gauge>,
+    lease_changes: Family<LeaseLabel, Counter>,
+    released: Family<StreamLabel, Counter>,
     pub(crate) spool_messages: Gauge,
     pub(crate) spool_bytes: Gauge,
     pub(crate) spool_stored: Counter,
@@ -226,6 +235,9 @@ impl Metrics {
             lag: Family::default(),
             breaker_state: Family::default(),
             conservative_mode: Family::default(),
+            lease_held: Family::default(),
+            lease_changes: Family::default(),
+            released: Family::default(),
             spool_messages: Gauge::default(),
             spool_bytes: Gauge::default(),
             spool_stored: Counter::default(),
@@ -280,6 +292,21 @@ impl Metrics {
             m.conservative_mode,
         );
         registry.register(
+            "oona_lease_held",
+            "1 while this process has the lease of a duty that one of all processes does",
+            m.lease_held,
+        );
+        registry.register(
+            "oona_lease_changes",
+            "How often this process took, gave back or lost that lease",
+            m.lease_changes,
+        );
+        registry.register(
+            "oona_released",
+            "Entries that this process left for others to take at once",
+            m.released,
+        );
+        registry.register(
             "oona_spool_messages",
             "Messages that wait on disk for the log",
             m.spool_messages,
@@ -332,6 +359,7 @@ impl Metrics {
                 &self.groups_recreated,
                 &self.trimmed,
                 &self.trimmed_unread,
+                &self.released,
             ] {
                 drop(family.get_or_create(&label));
             }
@@ -480,6 +508,20 @@ impl Metrics {
             BreakerPosition::Open => 2,
         };
         self.breaker_state.get_or_create(&BreakerLabel { name }).set(number);
+    }
+
+    pub(crate) fn show_lease(&self, lease: &'static str, is_held: bool) {
+        self.lease_held.get_or_create(&LeaseLabel { lease }).set(i64::from(is_held));
+        // There from the start: a counter that appears at 1 has no increase.
+        drop(self.lease_changes.get_or_create(&LeaseLabel { lease }));
+    }
+
+    pub(crate) fn count_lease_change(&self, lease: &'static str) {
+        self.lease_changes.get_or_create(&LeaseLabel { lease }).inc();
+    }
+
+    pub(crate) fn count_released(&self, stream: Stream, entries: u64) {
+        self.released.get_or_create(&StreamLabel { stream }).inc_by(entries);
     }
 
     #[cfg(all(test, feature = "shuttle"))]

@@ -189,6 +189,12 @@ impl Names {
         }
     }
 
+    /// Takes exactly this name, unless somebody has it.
+    pub(crate) fn reserve(&self, seat: &Seat) -> bool {
+        let name = (seat.stream.clone(), seat.group.clone(), seat.consumer.clone());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name)
+    }
+
     pub(crate) fn give_back(&self, seat: &Seat) {
         let name = (seat.stream.clone(), seat.group.clone(), seat.consumer.clone());
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);

@@ -106,7 +106,8 @@ impl Filler {
         wanted.sort_by_key(|entry| entry.id);
         wanted.dedup_by_key(|entry| entry.id);
         self.unseen.correct(&mut wanted, &post.seat.consumer);
-        if wanted.len() > self.batch_max {
+        // A full list may have been cut off.
+        if wanted.len() >= self.batch_max {
             wanted.truncate(self.batch_max);
             self.next_look = Instant::now();
         }

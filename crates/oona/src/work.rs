@@ -32,6 +32,8 @@ struct Held {
     freed: Vec<String>,
     /// Acknowledgements that did not reach the log; they are sent again before the next read.
     owed: Vec<EntryId>,
+    /// Others have left entries: look for them.
+    look: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,18 @@ enum Item {
     Held,
     /// Failed; to be fetched again at that time.
     Retry(Instant),
+    /// Dropped by its handler, which had not finished; to be fetched again at that time.
+    Dropped(Instant),
+}
+
+impl Item {
+    /// When it is to be fetched again.
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Held => None,
+            Self::Retry(at) | Self::Dropped(at) => Some(*at),
+        }
+    }
 }
 
 impl Held {
@@ -81,9 +95,25 @@ impl Work {
 
     /// Keeps an entry for a retry. Its key stays busy: what comes after it has to wait.
     pub(crate) fn retry_at(&self, id: EntryId, due: Instant) {
-        self.held().entries.insert(id, Item::Retry(due));
+        self.put_back(id, Item::Retry(due));
+    }
+
+    /// The same for an entry whose handler neither finished nor failed.
+    pub(crate) fn dropped(&self, id: EntryId, due: Instant) {
+        self.put_back(id, Item::Dropped(due));
+    }
+
+    fn put_back(&self, id: EntryId, item: Item) {
+        self.held().entries.insert(id, item);
         self.changed.notify_one();
         self.nudged.notify_one();
+    }
+
+    /// Entries that their handlers failed and that wait for their retry.
+    pub(crate) fn failed(&self) -> Vec<EntryId> {
+        let held = self.held();
+        let failed = held.entries.iter().filter(|(_, item)| matches!(item, Item::Retry(_)));
+        failed.map(|(id, _)| *id).collect()
     }
 
     /// Reserves the key for this entry, unless another entry has it.
@@ -131,7 +161,7 @@ impl Work {
     /// Entries whose retry is due, oldest first.
     pub(crate) fn due(&self, now: Instant) -> Vec<EntryId> {
         let held = self.held();
-        let due = |item: &Item| matches!(item, Item::Retry(at) if *at <= now);
+        let due = |item: &Item| item.due().is_some_and(|at| at <= now);
         let mut ids: Vec<EntryId> =
             held.entries.iter().filter(|(_, item)| due(item)).map(|(id, _)| *id).collect();
         ids.sort_unstable();
@@ -140,17 +170,13 @@ impl Work {
 
     /// When the next retry is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        let due = |item: &Item| match item {
-            Item::Retry(at) => Some(*at),
-            Item::Held => None,
-        };
-        self.held().entries.values().filter_map(due).min()
+        self.held().entries.values().filter_map(Item::due).min()
     }
 
     /// Whether something here waits for the log rather than for a handler.
     pub(crate) fn needs_the_log(&self, now: Instant) -> bool {
         let held = self.held();
-        let due = |item: &Item| matches!(item, Item::Retry(at) if *at <= now);
+        let due = |item: &Item| item.due().is_some_and(|at| at <= now);
         !held.owed.is_empty() || held.entries.values().any(due)
     }
 
@@ -161,6 +187,17 @@ impl Work {
             Some(due) => drop(tokio::time::timeout_at(due, changed).await),
             None => changed.await,
         }
+    }
+
+    /// Lets the filler look for entries that others have left.
+    pub(crate) fn look_soon(&self) {
+        self.held().look = true;
+        self.nudged.notify_one();
+    }
+
+    /// Whether it shall look; asked once.
+    pub(crate) fn take_look(&self) -> bool {
+        std::mem::take(&mut self.held().look)
     }
 
     pub(crate) fn owe(&self, id: EntryId) {

@@ -13,6 +13,9 @@ use super::{Epitaph, Log, NonceClaim, PendingOf, Replayed, Seat};
 use crate::config::{Config, LogChoice};
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::LogError;
+use crate::lease::record::Record;
+use crate::lease::term::Step;
+use crate::lease::{Ask, Candidate};
 
 #[allow(dead_code, reason = "the conformance suite uses the rest of it")]
 #[path = "../../tests/it/redis_server.rs"]
@@ -359,6 +362,46 @@ async fn both_logs_show_the_same() {
             );
         }
     }
+}
+
+/// The script of the server and its reference, under the same random questions.
+#[tokio::test]
+async fn leases_are_kept_as_the_reference_keeps_them() {
+    let server = redis_server::RedisServer::start();
+    let log = side(LogChoice::Redis { url: server.url() }, 0).await.log;
+    let mut random = StdRng::seed_from_u64(1);
+    let mut records: [Record; 3] = Default::default();
+    let mut taken = 0;
+    let mut last = [0_u64; 3];
+    for turn in 0..600 {
+        let token = ["a", "b", "c"][random.random_range(0..3)];
+        let candidate = Candidate { token: token.to_owned(), holder: format!("host/{token} 1") };
+        let asked: Vec<usize> = (0..3).filter(|_| random.random()).collect();
+        let asks: Vec<Ask> = asked
+            .iter()
+            .map(|index| Ask {
+                name: format!("lease-{index}"),
+                step: match random.random_range(0..8) {
+                    0 => Step::Release,
+                    1 => Step::Hold { lapsed: Some(last[*index]) },
+                    2 => Step::Hold { lapsed: Some(last[*index].saturating_sub(1)) },
+                    _ => Step::Hold { lapsed: None },
+                },
+            })
+            .collect();
+        let (answers, released) = log.leases(&candidate, &asks).await.unwrap();
+        assert_eq!(released, 0);
+        for ((index, ask), answer) in asked.iter().zip(&asks).zip(answers) {
+            // Taken just now: at the server's time, which the reference is told.
+            let now_ms = if answer.version == answer.fencing { answer.version } else { 0 };
+            let record = &mut records[*index];
+            let expected = record.apply(ask.step, &candidate.token, &candidate.holder, now_ms);
+            assert_eq!(answer, expected, "turn {turn}: {ask:?} by {token}");
+            taken += u32::from(answer.version != last[*index] && answer.version == answer.fencing);
+            last[*index] = answer.version;
+        }
+    }
+    assert!(taken > 50, "{taken} changes of holder");
 }
 
 /// The end of the story.

@@ -20,6 +20,8 @@ use crate::durability::Durability;
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::{BusError, LogError};
 use crate::live::Limits;
+use crate::lease::term::Answer;
+use crate::lease::{Ask, Candidate};
 
 pub(crate) use self::embedded::open_bytes as embedded_files;
 use self::embedded::{EmbeddedLog, EmbeddedReader};
@@ -340,6 +342,13 @@ impl Log {
         either!(self, log => log.bury(seat, id, dead_letter, epitaph).await)
     }
 
+    /// Ends a consumer: moves what it has pending to [`RELEASED`](crate::leaving::RELEASED), from whom
+    /// others take it at once, and says how many that were. A delivery that is not among `counted` is
+    /// no longer counted.
+    pub(crate) async fn release(&self, seat: &Seat, counted: &[EntryId]) -> Result<u64, LogError> {
+        either!(self, log => log.release(seat, counted).await)
+    }
+
     /// Removes a consumer that has been silent for `silent` and has nothing pending, in one step.
     pub(crate) async fn remove_consumer(
         &self,
@@ -402,6 +411,24 @@ impl Log {
         match self {
             Self::Embedded(_) => Durability::Fsync,
             Self::Redis(log) => log.durability(stream),
+        }
+    }
+
+    /// Takes, renews and gives back leases, all in one step; and a number that changes whenever a
+    /// consumer has left entries for others.
+    pub(crate) async fn leases(
+        &self,
+        candidate: &Candidate,
+        asks: &[Ask],
+    ) -> Result<(Vec<Answer>, u64), LogError> {
+        match self {
+            // Nobody else can open it.
+            Self::Embedded(_) => {
+                let holder = candidate.holder.clone();
+                let ours = Answer { version: 1, fencing: 1, is_ours: true, holder };
+                Ok((vec![ours; asks.len()], 0))
+            }
+            Self::Redis(log) => log.leases(candidate, asks).await,
         }
     }
 

@@ -18,6 +18,8 @@ mod flood;
 mod fuzzed;
 mod groups;
 mod keys;
+mod leases;
+mod leaving;
 mod model;
 mod names;
 mod pitfalls;

@@ -12,6 +12,7 @@ use super::file::entry_bytes;
 use super::state::{Change, Group, Pending};
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::LogError;
+use crate::leaving::RELEASED;
 use crate::log::{
     ConsumerSeen, Epitaph, GroupInfo, GroupLife, PendingEntry, PendingOf, Seat, dead,
 };
@@ -186,6 +187,37 @@ impl EmbeddedLog {
                 }
             }
         })
+    }
+
+    pub(crate) async fn release(&self, seat: &Seat, counted: &[EntryId]) -> Result<u64, LogError> {
+        let released = self.with_group(seat, |stream, group, queue| {
+            let to: Arc<str> = RELEASED.into();
+            let mut released = 0;
+            for (id, pending) in &mut group.pending {
+                if *pending.consumer != *seat.consumer {
+                    continue;
+                }
+                if !counted.contains(id) {
+                    pending.deliveries = pending.deliveries.saturating_sub(1);
+                }
+                pending.consumer = Arc::clone(&to);
+                // The idle time tells the first of two claimers from the second.
+                let long_ago = Instant::now().checked_sub(Duration::from_secs(60));
+                pending.since = long_ago.unwrap_or(pending.since);
+                queue.push(Change::Delivered {
+                    stream,
+                    group: group.number,
+                    id: *id,
+                    deliveries: pending.deliveries,
+                    to: Arc::clone(&to),
+                });
+                released += 1;
+            }
+            group.beats.remove(seat.consumer.as_str());
+            released
+        })?;
+        self.shared().kick();
+        Ok(released)
     }
 
     pub(crate) async fn bury(

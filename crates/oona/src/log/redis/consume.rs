@@ -9,6 +9,7 @@ use super::RedisLog;
 use super::reply::{entry, items, number, pairs, text};
 use crate::entry::{EntryId, IdText, RawEntry};
 use crate::error::LogError;
+use crate::leaving::RELEASED;
 use crate::log::{ConsumerSeen, Epitaph, NonceClaim, PendingEntry, PendingOf, Seat, dead};
 
 /// Arguments of one script call; Lua's `unpack` takes some thousands at most.
@@ -161,6 +162,19 @@ impl RedisLog {
                 .map_err(|error| located(error, seat))?;
         }
         Ok(())
+    }
+
+    pub(crate) async fn release(&self, seat: &Seat, counted: &[EntryId]) -> Result<u64, LogError> {
+        let mut call = self.0.scripts.release.prepare_invoke();
+        call.key(self.beats_key(&seat.stream, &seat.group)).key(&seat.stream);
+        call.key(self.released_key());
+        call.arg(&seat.group).arg(&seat.consumer).arg(RELEASED);
+        for id in counted {
+            call.arg(id.to_string());
+        }
+        let mut connection = self.connection(false);
+        let released = self.bounded("release", call.invoke_async(&mut connection)).await;
+        released.map_err(|error| located(error, seat))
     }
 
     pub(crate) async fn bury(

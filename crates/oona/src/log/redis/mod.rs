@@ -10,6 +10,7 @@ mod append_many;
 mod clock;
 mod consume;
 mod durable;
+mod lease;
 mod link;
 mod look;
 mod reader;
@@ -257,6 +258,15 @@ impl RedisLog {
             self.0.clock.forget();
         }
         fault
+    }
+
+    fn lease_key(&self, name: &str) -> String {
+        format!("{}:lease:{name}", self.0.claim_prefix)
+    }
+
+    /// Changes whenever a consumer leaves entries for others.
+    fn released_key(&self) -> String {
+        format!("{}:released", self.0.claim_prefix)
     }
 
     /// The hash with the heartbeats of a group's consumers; `*` stands for any of them.

@@ -109,6 +109,67 @@ until #page < 1000 or lag >= tonumber(ARGV[2])
 return lag
 ";
 
+/// Keys: heartbeats, stream, count of releases. Arguments: group, consumer, the name under which
+/// released entries wait, then the ids whose last delivery counts. Both consumers look dead from then
+/// on; the idle time tells the first of two claimers from the second.
+const RELEASE: &str = even_when_full!(
+    r"local counted, left, page = {}, 0, nil
+for i = 4, #ARGV do counted[ARGV[i]] = true end
+repeat
+  page = redis.call('XPENDING', KEYS[2], ARGV[1], '-', '+', 500, ARGV[2])
+  for _, entry in ipairs(page) do
+    local deliveries = entry[4]
+    if not counted[entry[1]] then deliveries = math.max(deliveries - 1, 0) end
+    redis.call('XCLAIM', KEYS[2], ARGV[1], ARGV[3], 0, entry[1], 'IDLE', 60000,
+      'RETRYCOUNT', deliveries, 'JUSTID')
+  end
+  left = left + #page
+until #page < 500
+redis.call('HSET', KEYS[1], ARGV[2], 0)
+if left > 0 then
+  redis.call('HSET', KEYS[1], ARGV[3], 0)
+  redis.call('SET', KEYS[3], string.format('%.0f', (redis.call('GET', KEYS[3]) or 0) + 1))
+end
+return left
+"
+);
+
+/// Keys: count of releases, then leases. Arguments: token and name of whoever asks, how many
+/// milliseconds an unused record is kept, then a step for each lease: `release`, nothing to hold it, or the version
+/// that has lapsed. A record is `version fencing token holder`, the token `-` once it was given back.
+/// Both numbers grow also when records are lost, unless the clock goes back then.
+const LEASES: &str = even_when_full!(
+    r"local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local number = function(n) return string.format('%.0f', n) end
+local out = { redis.call('GET', KEYS[1]) or '0' }
+for i = 2, #KEYS do
+  local step = ARGV[i + 2]
+  local version, fencing, token, holder =
+    string.match(redis.call('GET', KEYS[i]) or '0 0 - ', '^(%d+) (%d+) (%S+) (.*)$')
+  version, fencing = tonumber(version or 0), tonumber(fencing or 0)
+  token, holder = token or '-', holder or ''
+  local write = true
+  if step == 'release' then
+    if token == ARGV[1] then token, holder = '-', '' else write = false end
+  elseif token == ARGV[1] then
+    version = version + 1
+  elseif token == '-' or step == number(version) then
+    version = math.max(version + 1, now)
+    fencing, token, holder = version, ARGV[1], ARGV[2]
+  else
+    write = false
+  end
+  if write then
+    local record = number(version) .. ' ' .. number(fencing) .. ' ' .. token .. ' ' .. holder
+    redis.call('SET', KEYS[i], record, 'PX', ARGV[3])
+  end
+  out[#out + 1] = { number(version), number(fencing), token == ARGV[1] and 1 or 0, holder }
+end
+return out
+"
+);
+
 /// The scripts, hashed once.
 pub(super) struct Scripts {
     pub(super) tick: Script,
@@ -118,6 +179,8 @@ pub(super) struct Scripts {
     pub(super) replay: Script,
     pub(super) life: Script,
     pub(super) recount: Script,
+    pub(super) release: Script,
+    pub(super) leases: Script,
 }
 
 impl Scripts {
@@ -130,6 +193,8 @@ impl Scripts {
             replay: Script::new(REPLAY),
             life: Script::new(LIFE),
             recount: Script::new(RECOUNT),
+            release: Script::new(RELEASE),
+            leases: Script::new(LEASES),
         }
     }
 }
