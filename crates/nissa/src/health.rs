@@ -158,6 +158,19 @@ pub struct KeyHealth {
     pub last_used_s: Option<u64>,
 }
 
+/// A duty that one of several services on one log does at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseHealth {
+    /// The duty, by the worker that does it.
+    pub name: String,
+    /// `host/pid` of the service that does it now; empty when none is known to.
+    pub holder: String,
+    /// Whether this service does; the others stand by.
+    pub mine: bool,
+    /// Grows with every change of holder; 0 when another holds it.
+    pub fencing: u64,
+}
+
 /// Backlog of one stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LaneHealth {
@@ -205,6 +218,9 @@ pub struct Health {
     /// The secrets in force.
     #[serde(default)]
     pub keys: Vec<KeyHealth>,
+    /// Who does what one of several services does.
+    #[serde(default)]
+    pub leases: Vec<LeaseHealth>,
     /// When the supervisor's loop made this snapshot. Judged on this machine's monotonic clock and
     /// never sent; a snapshot read from JSON counts as fresh.
     #[serde(skip, default = "Instant::now")]
@@ -229,6 +245,7 @@ impl Health {
             breakers: Vec::new(),
             lanes: Vec::new(),
             keys: Vec::new(),
+            leases: Vec::new(),
             at: Instant::now(),
         }
     }

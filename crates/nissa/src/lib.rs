@@ -38,8 +38,8 @@ pub use control::{
 };
 pub use error::{HttpError, IngestError};
 pub use health::{
-    BreakerHealth, BreakerState, Health, HealthSource, KeyHealth, LaneHealth, ProcessPhase,
-    RecentRestart, SystemMode, WorkerHealth, WorkerState,
+    BreakerHealth, BreakerState, Health, HealthSource, KeyHealth, LaneHealth, LeaseHealth,
+    ProcessPhase, RecentRestart, SystemMode, WorkerHealth, WorkerState,
 };
 pub use http::Http;
 pub use ingest::{Ingest, STREAMS};

@@ -1,4 +1,8 @@
 //! One attempt at a job: look it up, else compile it beside the runtime, then store it.
+//!
+//! Of several processes that want the same job one compiles it: whoever has the job's lease. The others
+//! wait until it is in the library or the lease is free. A job done twice harms nothing, since equal
+//! jobs make equal bytes; so while the log is away, and nobody can tell, a job is done all the same.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +10,7 @@ use std::time::Duration;
 use kernel::Digest;
 use leyline::Message;
 use leyline::wire::{self, MessagePriority};
-use oona::{Bus, Outcome, Outgoing, Stream, TraceContext};
+use oona::{Bus, Lease, Outcome, Outgoing, Standing, Stream, TraceContext};
 use tokio_util::sync::CancellationToken;
 use urza::{Library, NewArtifact, Record, Role};
 
@@ -17,6 +21,10 @@ use crate::job::{Job, Strategy};
 use crate::metrics::Metrics;
 use crate::progress::How;
 
+/// How long a job waits to learn who has its lease.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a job that another process does is looked for in the library.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a catalogue update is offered to the bus.
 const ANNOUNCE_ATTEMPTS: u32 = 3;
 /// How long one offer may take.
@@ -38,11 +46,34 @@ pub(crate) struct Workshop {
     pub(crate) compiler: Compiler,
 }
 
+/// What an attempt may do.
+pub(crate) enum Permit {
+    /// Look only: the catalogue is another process's duty.
+    Look,
+    /// Compile under this lease.
+    Make(Lease),
+}
+
 /// How an attempt ended.
 pub(crate) struct Ended {
     pub(crate) key: Digest,
     pub(crate) job: Job,
-    pub(crate) result: Result<(Record, How), AttemptError>,
+    pub(crate) outcome: Outturn,
+}
+
+pub(crate) enum Outturn {
+    /// It is in the library.
+    Done(Record, How),
+    /// It is not, and it is left to another process; with the place in the queue for its lease, if
+    /// there is one.
+    Elsewhere(Option<Lease>),
+    Failed(AttemptError),
+}
+
+/// A job that was another process's, and is to be looked at again.
+pub(crate) struct Freed {
+    pub(crate) key: Digest,
+    pub(crate) lease: Lease,
 }
 
 impl Workshop {
@@ -53,16 +84,52 @@ impl Workshop {
         key: Digest,
         job: Job,
         strategy: Strategy,
+        permit: Permit,
         cancel: CancellationToken,
     ) -> Ended {
-        let result = match self.find(&job).await {
-            Ok(Some(record)) => Ok((record, How::Found)),
-            Ok(None) => {
-                self.make(&job, strategy, cancel).await.map(|record| (record, How::Compiled))
-            }
-            Err(error) => Err(error),
+        let outcome = self.bring(&job, strategy, permit, cancel).await;
+        Ended { key, job, outcome: outcome.unwrap_or_else(Outturn::Failed) }
+    }
+
+    async fn bring(
+        &self,
+        job: &Job,
+        strategy: Strategy,
+        permit: Permit,
+        cancel: CancellationToken,
+    ) -> Result<Outturn, AttemptError> {
+        let held = match &permit {
+            Permit::Look => false,
+            Permit::Make(lease) => lease.tenure().is_some(),
         };
-        Ended { key, job, result }
+        if let Some(record) = self.find(job).await? {
+            return Ok(Outturn::Done(record, How::Found));
+        }
+        let Permit::Make(mut lease) = permit else { return Ok(Outturn::Elsewhere(None)) };
+        if !held {
+            let standing = tokio::time::timeout(SETTLE_TIMEOUT, lease.settled()).await;
+            if let Ok(Standing::Standby { .. }) = standing {
+                return Ok(Outturn::Elsewhere(Some(lease)));
+            }
+            // Whoever had the lease before may have done it meanwhile.
+            if let Some(record) = self.find(job).await? {
+                return Ok(Outturn::Done(record, How::Found));
+            }
+        }
+        let record = self.make(job, strategy, cancel).await?;
+        Ok(Outturn::Done(record, How::Compiled))
+    }
+
+    /// Waits until a job that another process does is done, or free.
+    pub(crate) async fn freed(self, key: Digest, job: Job, mut lease: Lease) -> Freed {
+        loop {
+            // A library that cannot tell is asked by the attempt that follows.
+            let is_there = !matches!(self.library.find_job(&job.key()).await, Ok(None));
+            if is_there || !matches!(lease.standing(), Standing::Standby { .. }) {
+                return Freed { key, lease };
+            }
+            let _ = tokio::time::timeout(LOOK_INTERVAL, lease.changed()).await;
+        }
     }
 
     /// The job's sound artifact, if the library has one and hands it out to whoever asks for the blueprint alone.

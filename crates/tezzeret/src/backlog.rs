@@ -128,6 +128,32 @@ impl<W> Backlog<W> {
         Some((*key, entry.job.clone()))
     }
 
+    /// Who wants a job.
+    pub(crate) fn urgency(&self, key: &Digest) -> Urgency {
+        self.entries.get(key).map_or(Urgency::Catalogue, |entry| entry.urgency)
+    }
+
+    /// A job that was started waits again, without a failure: until then, or at once where somebody
+    /// waits for it.
+    pub(crate) fn returned(&mut self, key: &Digest, not_before: Instant, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            let not_before = match entry.urgency {
+                Urgency::Ordered => now,
+                Urgency::Catalogue => not_before,
+            };
+            entry.state = State::Waiting { not_before };
+        }
+    }
+
+    /// What waits without having failed need not wait any longer.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        for entry in self.entries.values_mut().filter(|entry| entry.failures == 0) {
+            if let State::Waiting { not_before } = &mut entry.state {
+                *not_before = now.min(*not_before);
+            }
+        }
+    }
+
     /// When the next waiting job may start; in the past when one may now.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.entries.values().filter_map(Entry::due).min()
@@ -265,6 +291,23 @@ mod tests {
         let again = backlog.add(job("BP009"), Urgency::Ordered, Some(3), now);
         assert_eq!((again, backlog.failures(&key)), (Admission::Joined, 0));
         assert!(backlog.start_next(now).is_some());
+    }
+
+    #[test]
+    fn a_job_that_another_process_does_waits_without_a_failure() {
+        let (mut backlog, now) = (Backlog::new(64), Instant::now());
+        let later = now + Duration::from_secs(5);
+        backlog.add(job("BP009"), Urgency::Catalogue, None, now);
+        let (key, _) = backlog.start_next(now).unwrap();
+        backlog.returned(&key, later, now);
+        assert_eq!((backlog.start_next(now), backlog.next_due()), (None, Some(later)));
+        backlog.hurry(now);
+        let (key, _) = backlog.start_next(now).expect("at once, now that it is ours");
+        assert_eq!((backlog.urgency(&key), backlog.failures(&key)), (Urgency::Catalogue, 0));
+        backlog.add(job("BP009"), Urgency::Ordered, Some(1), now);
+        backlog.returned(&key, later, now);
+        assert!(backlog.start_next(now).is_some(), "somebody waits for it");
+        assert_eq!(backlog.urgency(&key), Urgency::Ordered);
     }
 
     #[test]

@@ -14,6 +14,8 @@ use kernel::Digest;
 
 use crate::error::{FetchError, Mismatch};
 
+/// Names the library, whoever opens it by whatever path.
+const ID: &str = "library.id";
 const TMP: &str = "tmp";
 const QUARANTINE: &str = "quarantine";
 const EXTENSION: &str = "safetensors";
@@ -35,10 +37,39 @@ impl Identity {
     }
 }
 
+/// Reads the library's id, or makes one; of several processes that do so at once, one is the first.
+fn id(root: &Path) -> io::Result<String> {
+    let path = root.join(ID);
+    if !path.exists() {
+        let mut file = tempfile::NamedTempFile::new_in(root.join(TMP))?;
+        // The name of a fresh temporary file is random, and where and when it was made is not shared.
+        let made = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let seed = format!("{} {} {made:?}", file.path().display(), std::process::id());
+        let fresh = Digest::of(seed).to_hex();
+        file.write_all(&fresh.as_bytes()[..16])?;
+        file.as_file().sync_all()?;
+        match file.persist_noclobber(&path) {
+            Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error.error);
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    let id = fs::read_to_string(&path)?.trim().to_owned();
+    let is_one = id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_one.then_some(id).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not 16 hex digits; remove the file, it is made anew",
+        )
+    })
+}
+
 /// The artifact directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     root: PathBuf,
+    id: String,
 }
 
 impl Files {
@@ -55,7 +86,13 @@ impl Files {
             fs::create_dir_all(&path).map_err(fault(&path))?;
         }
         tempfile::tempfile_in(root.join(TMP)).map_err(fault(&root.join(TMP)))?;
-        Ok(Self { root })
+        let id = id(&root).map_err(fault(&root.join(ID)))?;
+        Ok(Self { root, id })
+    }
+
+    /// 16 hex digits, the same for every process that has this directory.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     /// Where the artifact of this digest stands; an absolute path.

@@ -269,16 +269,24 @@ impl Library {
         Ok(())
     }
 
+    /// Names the artifact directory: the same for every process that works on it, by whatever path.
+    pub fn id(&self) -> &str {
+        self.inner.files.id()
+    }
+
     /// Goes up at each store by this process. For whoever waits for an artifact.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
 
-    /// Drops cached records older than the TTL and abandoned temporary files; files and rows of
-    /// artifacts stay.
-    pub(crate) async fn tidy(&self, orphans_older_than: Duration) -> std::io::Result<u64> {
+    /// Drops this process's cached records older than the TTL.
+    pub(crate) fn expire_cache(&self) {
         let now = Instant::now();
         self.cache(|cache| cache.expire(now));
+    }
+
+    /// Drops abandoned temporary files; files and rows of artifacts stay.
+    pub(crate) async fn tidy(&self, orphans_older_than: Duration) -> std::io::Result<u64> {
         let files = self.inner.files.clone();
         let limit = self.inner.config.file_timeout;
         let removed = blocking(limit, move || files.collect_orphans(orphans_older_than))

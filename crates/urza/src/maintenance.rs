@@ -1,8 +1,9 @@
-//! The maintenance worker: scrubs artifacts, expires the cache, removes abandoned files.
+//! The maintenance worker: expires this process's cache, and, where this process is the one of all that
+//! keeps the library, scrubs artifacts and removes abandoned files.
 
 use std::time::Duration;
 
-use oona::Heartbeat;
+use oona::{Heartbeat, Lease};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,13 +34,16 @@ impl Default for MaintenanceConfig {
     }
 }
 
-/// Keeps the library sound. Holds nothing that must outlive it.
+/// Keeps the library sound. Holds nothing that must outlive it. Done by two processes at once, its
+/// steps harm nothing: the lease saves the work.
 #[derive(Debug)]
 pub struct Maintenance {
     /// The library.
     pub library: Library,
     /// Who rebuilds what a scrub found corrupt.
     pub demand: Demand,
+    /// Which process keeps the library; [`Maintenance::LEASE`] at [`Library::id`].
+    pub lease: Lease,
     /// Settings.
     pub config: MaintenanceConfig,
     /// Sign of life.
@@ -58,6 +62,9 @@ pub struct Scrubbed {
 }
 
 impl Maintenance {
+    /// Name of the lease of whoever keeps a library.
+    pub const LEASE: &str = "urza.maintenance";
+
     /// Runs until `stop`. Faults are logged and met again in the next round.
     ///
     /// # Errors
@@ -65,17 +72,22 @@ impl Maintenance {
     pub async fn run(self, stop: CancellationToken) -> Result<(), LibraryError> {
         let (mut tidied, mut scrubbed) = (Instant::now(), Instant::now());
         loop {
-            self.heartbeat.beat("waiting");
+            self.heartbeat.beat(if self.lease.tenure().is_some() { "waiting" } else { "standby" });
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(Heartbeat::INTERVAL) => {}
             }
             if tidied.elapsed() >= self.config.tidy_interval {
-                self.tidy().await;
+                self.library.expire_cache();
+                if self.lease.tenure().is_some() {
+                    self.tidy().await;
+                }
                 tidied = Instant::now();
             }
-            if scrubbed.elapsed() >= self.config.scrub_interval {
+            // Whoever takes over scrubs when it would have been due here: no scrub is left out.
+            let due = scrubbed.elapsed() >= self.config.scrub_interval;
+            if due && self.lease.tenure().is_some() {
                 if let Err(error) = self.scrub(&stop).await {
                     tracing::warn!(error = &error as &dyn std::error::Error, "scrub broken off");
                 }
@@ -96,7 +108,8 @@ impl Maintenance {
         }
     }
 
-    /// Hashes every active artifact, newest records last, until done or told to stop.
+    /// Hashes every active artifact, newest records last, until done, told to stop, or no longer the
+    /// one who does it.
     ///
     /// # Errors
     /// [`LibraryError`] when the list cannot be read.
@@ -108,7 +121,7 @@ impl Maintenance {
             let records = self.library.list(wanted).await?;
             page = wanted.next(&records);
             for record in records.iter().filter(|record| record.state == RecordState::Active) {
-                if stop.is_cancelled() {
+                if stop.is_cancelled() || self.lease.tenure().is_none() {
                     return Ok(found);
                 }
                 self.scrub_one(record, &mut found).await;

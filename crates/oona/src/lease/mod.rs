@@ -142,6 +142,12 @@ impl Bus {
         self.0.leases.want(name.to_owned(), Some(name))
     }
 
+    /// The same for a duty at a place that not all processes on this log share: one process for each
+    /// place does it.
+    pub fn duty_at(&self, name: &'static str, place: &str) -> Lease {
+        self.0.leases.want(format!("{name}:{place}"), Some(name))
+    }
+
     /// The same for one piece of work, named by its contents: processes that want the same work do it
     /// once. Not shown in health reports and metrics.
     pub fn job(&self, name: impl Into<String>) -> Lease {
@@ -285,25 +291,26 @@ impl Leases {
     }
 
     fn standings(&self) -> Vec<LeaseStanding> {
-        let names: Vec<String> = {
+        let duties: Vec<(String, &'static str)> = {
             let wanted = self.wanted();
-            let duties = wanted.iter().filter(|(_, one)| one.duty.is_some() && one.leases > 0);
-            duties.map(|(name, _)| name.clone()).collect()
+            let wanted = wanted.iter().filter(|(_, one)| one.leases > 0);
+            wanted.filter_map(|(key, one)| Some((key.clone(), one.duty?))).collect()
         };
-        let show = |name: String| match self.standing(&name) {
-            Standing::Unknown => {
+        let show = |(key, duty): (String, &'static str)| (duty.to_owned(), self.standing(&key));
+        let show = |duty| match show(duty) {
+            (name, Standing::Unknown) => {
                 LeaseStanding { name, holder: String::new(), is_ours: false, fencing: 0 }
             }
-            Standing::Standby { holder } => {
+            (name, Standing::Standby { holder }) => {
                 LeaseStanding { name, holder, is_ours: false, fencing: 0 }
             }
-            Standing::Held(tenure) => LeaseStanding {
+            (name, Standing::Held(tenure)) => LeaseStanding {
                 name,
                 holder: self.0.candidate.holder.clone(),
                 is_ours: true,
                 fencing: tenure.fencing,
             },
         };
-        names.into_iter().map(show).collect()
+        duties.into_iter().map(show).collect()
     }
 }

@@ -19,9 +19,9 @@ use crate::config::{Config, LogChoice, LogKind};
 use crate::durability::Durability;
 use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::{BusError, LogError};
-use crate::live::Limits;
 use crate::lease::term::Answer;
 use crate::lease::{Ask, Candidate};
+use crate::live::Limits;
 
 pub(crate) use self::embedded::open_bytes as embedded_files;
 use self::embedded::{EmbeddedLog, EmbeddedReader};

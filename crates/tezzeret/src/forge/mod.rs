@@ -1,5 +1,10 @@
 //! The worker: orders and the catalogue in, artifacts and catalogue updates out.
+//!
+//! Of several processes with one library, the one that has the lease [`Forge::LEASE`] does the catalogue.
+//! The others stand by, and look now and then whether it is done. An order is worked on wherever it
+//! was given, by one process at a time; see [`attempt`](crate::attempt).
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,13 +14,13 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use karn::Blueprint;
 use leyline::ids::BlueprintId;
-use oona::{Bus, Heartbeat};
+use oona::{Bus, Heartbeat, Lease};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use urza::{BuildAnswer, BuildOrder, Library, Record, Role};
 
-use crate::attempt::{Compiler, Ended, Workshop, announce};
+use crate::attempt::{Compiler, Ended, Freed, Outturn, Permit, Workshop, announce};
 use crate::backlog::{Admission, Backlog, Urgency, Verdict};
 use crate::config::Config;
 use crate::desk::{Desk, Intake, Order, Waiter};
@@ -27,6 +32,9 @@ use crate::progress::{How, Score};
 
 /// How long a stopping forge waits for what is under way; what is not done then, the next start does.
 const STOP_WAIT: Duration = Duration::from_secs(5);
+
+/// How often a forge that stands by looks whether the catalogue is there.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Compiles the catalogue's graftable blueprints, and whatever is ordered, into the library.
 ///
@@ -49,6 +57,7 @@ pub struct Forge {
 }
 
 type Running = FuturesUnordered<Pin<Box<dyn Future<Output = Ended> + Send>>>;
+type Elsewhere = FuturesUnordered<Pin<Box<dyn Future<Output = Freed> + Send>>>;
 type Announcing = FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 /// A forge at work.
@@ -60,7 +69,13 @@ struct Shift {
     backlog: Backlog<Waiter>,
     health: Health,
     score: Score,
+    /// Whether the catalogue is this process's.
+    duty: Lease,
     running: Running,
+    /// Jobs that other processes do.
+    elsewhere: Elsewhere,
+    /// Places in the queues for the leases of jobs that wait to be tried again.
+    leases: HashMap<kernel::Digest, Lease>,
     announcing: Announcing,
     cancel: CancellationToken,
 }
@@ -70,12 +85,18 @@ enum Event {
     Demanded(BuildOrder),
     Ordered(Order),
     Announced,
+    Freed(Freed),
+    /// The catalogue may be ours now, or no longer.
+    DutyChanged,
     /// A job that waited may start.
     Due,
     Stop,
 }
 
 impl Forge {
+    /// Name of the lease of whoever compiles the catalogue into a library.
+    pub const LEASE: &str = "tezzeret.forge";
+
     /// Works until told to stop.
     ///
     /// # Errors
@@ -99,6 +120,7 @@ impl Forge {
             let _ = backlog.add(Job::of(blueprint, &self.config), Urgency::Catalogue, None, now);
         }
         let Self { config, library, bus, desk, metrics, heartbeat } = self;
+        let duty = bus.duty_at(Self::LEASE, library.id());
         let workshop = Workshop { config: Arc::new(config), library, metrics, compiler };
         let shift = Shift {
             workshop,
@@ -108,7 +130,10 @@ impl Forge {
             backlog,
             health: Health::new(),
             score: Score::new(list.iter().map(|blueprint| blueprint.id().clone()).collect()),
+            duty,
             running: FuturesUnordered::new(),
+            elsewhere: FuturesUnordered::new(),
+            leases: HashMap::new(),
             announcing: FuturesUnordered::new(),
             cancel: stop.child_token(),
         };
@@ -122,8 +147,19 @@ impl Shift {
         loop {
             self.start_due(&heartbeat);
             self.report();
-            match heartbeat.during("waiting", self.next_event(&stop)).await {
+            let phase = if self.duty.tenure().is_some() { "waiting" } else { "standby" };
+            match heartbeat.during(phase, self.next_event(&stop)).await {
                 Event::Ended(ended) => self.ended(*ended),
+                Event::Freed(Freed { key, lease }) => {
+                    let now = Instant::now();
+                    self.backlog.returned(&key, now, now);
+                    self.leases.insert(key, lease);
+                }
+                Event::DutyChanged => {
+                    if self.duty.tenure().is_some() {
+                        self.backlog.hurry(Instant::now());
+                    }
+                }
                 Event::Demanded(order) => self.demanded(order),
                 Event::Ordered(order) => self.ordered(order),
                 Event::Announced | Event::Due => {}
@@ -141,6 +177,8 @@ impl Shift {
             () = stop.cancelled() => Event::Stop,
             Some(ended) = self.running.next() => Event::Ended(Box::new(ended)),
             Some(()) = self.announcing.next() => Event::Announced,
+            Some(freed) = self.elsewhere.next() => Event::Freed(freed),
+            () = self.duty.changed() => Event::DutyChanged,
             Some(order) = intake.demands.recv() => Event::Demanded(order),
             Some(order) = intake.orders.recv() => Event::Ordered(order),
             () = sleep_until(due) => Event::Due,
@@ -171,13 +209,27 @@ impl Shift {
                 true => Strategy::Conservative,
                 false => Strategy::Standard,
             };
-            self.workshop.metrics.started();
             self.score.started(job.blueprint().id());
             let cancel = self.cancel.child_token();
-            let blueprint = job.blueprint().id().clone();
-            let attempt = self.workshop.clone().attempt(key, job, strategy, cancel);
+            let (permit, blueprint) = (self.permit(&key), job.blueprint().id().clone());
+            let attempt = self.workshop.clone().attempt(key, job, strategy, permit, cancel);
             self.running.push(Box::pin(heartbeat.over("compiling", blueprint, attempt)));
         }
+    }
+
+    fn permit(&mut self, key: &kernel::Digest) -> Permit {
+        let waited = self.leases.remove(key);
+        let is_ordered = self.backlog.urgency(key) == Urgency::Ordered;
+        if !is_ordered && self.duty.tenure().is_none() {
+            return Permit::Look;
+        }
+        if waited.is_none() {
+            self.workshop.metrics.started();
+        }
+        Permit::Make(waited.unwrap_or_else(|| {
+            let library = self.workshop.library.id();
+            self.bus.job(format!("tezzeret.job:{library}:{}", key.to_hex()))
+        }))
     }
 
     fn report(&self) {
@@ -190,11 +242,23 @@ impl Shift {
     }
 
     fn ended(&mut self, ended: Ended) {
-        let Ended { key, job, result } = ended;
+        let Ended { key, job, outcome } = ended;
         self.score.stopped(job.blueprint().id());
-        match result {
-            Ok((record, how)) => self.succeeded(&key, &job, record, how),
-            Err(error) => self.failed(&key, &job, &error),
+        match outcome {
+            Outturn::Done(record, how) => self.succeeded(&key, &job, record, how),
+            Outturn::Failed(error) => self.failed(&key, &job, &error),
+            Outturn::Elsewhere(None) => {
+                self.health.unused();
+                let now = Instant::now();
+                self.backlog.returned(&key, now + LOOK_AGAIN, now);
+            }
+            Outturn::Elsewhere(Some(lease)) => {
+                self.health.unused();
+                let blueprint = job.blueprint().id();
+                tracing::debug!(%blueprint, "another process compiles it, waiting");
+                let waiting = self.workshop.clone().freed(key, job, lease);
+                self.elsewhere.push(Box::pin(waiting));
+            }
         }
     }
 
@@ -275,7 +339,7 @@ impl Shift {
         self.cancel.cancel();
         let deadline = Instant::now() + STOP_WAIT;
         while let Ok(Some(ended)) = tokio::time::timeout_at(deadline, self.running.next()).await {
-            if ended.result.is_ok() {
+            if let Outturn::Done(..) = ended.outcome {
                 self.ended(ended);
             }
         }

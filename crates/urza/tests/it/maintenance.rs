@@ -7,10 +7,12 @@ use oona::Heartbeat;
 use tokio_util::sync::CancellationToken;
 use urza::{Demand, Maintenance, MaintenanceConfig, Scrubbed, WhyBuild};
 
-use crate::support::{Fixture, artifact, count, fixture};
+use crate::support::{Fixture, artifact, bus, count, fixture};
 
-fn maintenance(f: &Fixture, demand: Demand, config: MaintenanceConfig) -> Maintenance {
-    Maintenance { library: f.library.clone(), demand, config, heartbeat: Heartbeat::detached() }
+async fn maintenance(f: &Fixture, demand: Demand, config: MaintenanceConfig) -> Maintenance {
+    let lease = bus(f.dir.path()).await.duty_at(Maintenance::LEASE, f.library.id());
+    let heartbeat = Heartbeat::detached();
+    Maintenance { library: f.library.clone(), demand, lease, config, heartbeat }
 }
 
 #[tokio::test]
@@ -25,7 +27,7 @@ async fn a_scrub_finds_what_verification_took_for_granted() {
     fs::write(&rotten.path, b"ROTTEN").unwrap();
     fs::remove_file(&gone.path).unwrap();
     let (demand, mut orders) = Demand::channel();
-    let worker = maintenance(&f, demand, MaintenanceConfig::default());
+    let worker = maintenance(&f, demand, MaintenanceConfig::default()).await;
     let found = worker.scrub(&CancellationToken::new()).await.unwrap();
     assert_eq!(found, Scrubbed { sound: 1, quarantined: 2, unreadable: 0 });
     for blueprint in ["BP002", "BP003"] {
@@ -59,7 +61,7 @@ async fn only_abandoned_files_are_cleared_away() {
         stop.cancel();
     };
     let (ended, ()) =
-        tokio::join!(maintenance(&f, Demand::nobody(), config).run(stop.clone()), gone);
+        tokio::join!(maintenance(&f, Demand::nobody(), config).await.run(stop.clone()), gone);
     ended.unwrap();
     assert_eq!(count(&tmp), 1);
     assert!(young.exists() && record.path.exists());

@@ -82,6 +82,18 @@ pub struct Service {
     errors: Consumer,
 }
 
+pub async fn bus(dir: &Path) -> Bus {
+    bus_with(dir, |config| config).await
+}
+
+async fn bus_with(dir: &Path, change: impl FnOnce(oona::Config) -> oona::Config) -> Bus {
+    let path = dir.join("log.redb");
+    let config =
+        change(oona::Config { log: LogChoice::Embedded { path }, ..oona::Config::default() });
+    let keyring = Keyring::new(&Secret::new("a secret of some length"), None);
+    Bus::open(config, keyring, oona::Metrics::detached()).await.unwrap()
+}
+
 pub async fn service() -> Service {
     service_with(|config| config).await
 }
@@ -89,11 +101,7 @@ pub async fn service() -> Service {
 /// The same with other settings of the bus.
 pub async fn service_with(change: impl FnOnce(oona::Config) -> oona::Config) -> Service {
     let fixture = fixture().await;
-    let path = fixture.dir.path().join("log.redb");
-    let config =
-        change(oona::Config { log: LogChoice::Embedded { path }, ..oona::Config::default() });
-    let keyring = Keyring::new(&Secret::new("a secret of some length"), None);
-    let bus = Bus::open(config, keyring, oona::Metrics::detached()).await.unwrap();
+    let bus = bus_with(fixture.dir.path(), change).await;
     bus.ensure_groups(&[
         (Stream::KernelRequests, "weatherlight"),
         (Stream::KernelReady, "trainer"),

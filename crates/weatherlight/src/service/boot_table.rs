@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use nissa::{HttpConfig, ReloadPort, WorkerControl};
-use oona::{Bus, EmergencyLane, Housekeeping, SpoolSender};
+use oona::{Bus, EmergencyLane, Housekeeping, LeaseKeeper, SpoolSender};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, mpsc};
 
@@ -33,6 +33,8 @@ pub(super) mod stop {
     pub(in crate::service) const TELEMETRY: u8 = 3;
     /// What keeps the bus.
     pub(in crate::service) const BUS: u8 = 2;
+    /// What they hold is given back when they have ended.
+    pub(in crate::service) const LEASE: u8 = 1;
     /// Health and page.
     pub(in crate::service) const HTTP: u8 = 0;
 }
@@ -121,7 +123,10 @@ pub fn settings(settings: &EsperSettings, keeper: Keeper) -> Row {
 /// What keeps the bus, in any process.
 pub(super) fn bus_rows(settings: &EsperSettings, bus: &Bus) -> Vec<Row> {
     let keep = housekeeping(bus);
-    let mut rows = vec![row(settings, "oona.housekeeping", Parkable, &[], stop::BUS, keep)];
+    let mut rows = vec![
+        row(settings, "oona.lease", Parkable, &[], stop::LEASE, leases(bus)),
+        row(settings, "oona.housekeeping", Parkable, &[], stop::BUS, keep),
+    ];
     if bus.config().spool.is_some() {
         rows.push(row(settings, "oona.spool", Parkable, &[], stop::BUS, spool(bus)));
     }
@@ -151,6 +156,13 @@ pub fn rows(parts: &Parts) -> Vec<Row> {
         row(settings, "weatherlight.telemetry", Parkable, BUS, stop::TELEMETRY, telemetry(parts)),
     ]);
     rows
+}
+
+fn leases(bus: &Bus) -> Build {
+    let bus = bus.clone();
+    build(move |context| {
+        LeaseKeeper { bus: bus.clone(), heartbeat: context.heartbeat }.run(context.stop)
+    })
 }
 
 fn housekeeping(bus: &Bus) -> Build {
@@ -221,7 +233,9 @@ fn prefetch(parts: &Parts) -> Build {
 fn maintenance(parts: &Parts) -> Build {
     let parts = parts.clone();
     build(move |context| {
+        let lease = parts.bus.duty_at(urza::Maintenance::LEASE, parts.library.id());
         let maintenance = urza::Maintenance {
+            lease,
             library: parts.library.clone(),
             demand: parts.forge.demand.clone(),
             config: urza::MaintenanceConfig::default(),

@@ -3,6 +3,7 @@
 /// Worker, and what is lost without it.
 const FUNCTIONS: &[(&str, &str)] = &[
     ("oona.emergency", "emergency signals are not acted on"),
+    ("oona.lease", "this process does nothing that one process of all does"),
     ("oona.housekeeping", "streams are not trimmed and dead consumers not removed"),
     ("oona.spool", "messages kept on disk during an outage are not sent"),
     ("urza.prefetch", "kernels are not served"),

@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use leyline::wire::CircuitBreakerState;
-use nissa::{BreakerHealth, BreakerState, LaneHealth};
-use oona::{Backlog, BreakerPosition, Bus, BusError, ConservativeBecause, Heartbeat, Stream};
+use nissa::{BreakerHealth, BreakerState, LaneHealth, LeaseHealth};
+use oona::{
+    Backlog, BreakerPosition, Bus, BusError, ConservativeBecause, Heartbeat, LeaseStanding, Stream,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -101,6 +103,16 @@ impl Probe {
         breakers
     }
 
+    fn leases(&self) -> Vec<LeaseHealth> {
+        let show = |lease: LeaseStanding| LeaseHealth {
+            name: lease.name,
+            holder: lease.holder,
+            mine: lease.is_ours,
+            fencing: lease.fencing,
+        };
+        self.bus.leases().into_iter().map(show).collect()
+    }
+
     /// What conservative mode takes away, in words. Needs no answer of the log either.
     fn paused(&self) -> Vec<String> {
         let pause = |(stream, because): (Stream, ConservativeBecause)| match because {
@@ -130,11 +142,12 @@ impl Probe {
             _ => {}
         }
         let (breakers, keys) = (self.breakers(), nissa::bus::keys(&self.bus));
-        let paused = self.paused();
+        let (paused, leases) = (self.paused(), self.leases());
         self.picture.send_modify(|picture| {
             picture.breakers = breakers;
             picture.keys = keys;
             picture.paused = paused;
+            picture.leases = leases;
             if failure.is_none() {
                 picture.lanes = lanes;
             }

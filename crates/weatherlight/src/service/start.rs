@@ -240,6 +240,8 @@ pub(super) async fn run(
 /// Removes the groups of a run that is over, so that they hold nothing back, and makes everything
 /// durable. Nobody reads any more by now.
 async fn close(bus: &Bus, trained: Option<&RunId>) -> Result<(), BusError> {
+    // What the log sent on connections that were being closed, others shall have at once as well.
+    bus.release_all().await?;
     if let Some(run) = trained {
         trainer::remove_groups(bus, run).await?;
     }

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nissa::{
-    BreakerHealth, Health, KeyHealth, LaneHealth, ProcessPhase, RecentRestart, SystemMode,
-    WorkerHealth, WorkerState,
+    BreakerHealth, Health, KeyHealth, LaneHealth, LeaseHealth, ProcessPhase, RecentRestart,
+    SystemMode, WorkerHealth, WorkerState,
 };
 use oona::Sighting;
 use tokio::time::Instant;
@@ -22,6 +22,8 @@ pub struct BusPicture {
     pub breakers: Vec<BreakerHealth>,
     /// Secrets in force.
     pub keys: Vec<KeyHealth>,
+    /// Who does what one of several services does.
+    pub leases: Vec<LeaseHealth>,
     /// What publishers cannot do now, one sentence each.
     pub paused: Vec<String>,
 }
@@ -88,6 +90,7 @@ pub(super) fn take(
         breakers: bus.breakers.clone(),
         lanes: bus.lanes.clone(),
         keys: bus.keys.clone(),
+        leases: bus.leases.clone(),
         at: Instant::now(),
     }
 }
