@@ -129,6 +129,7 @@ impl Ingest {
     /// # Errors
     /// [`IngestError::Bus`] when the bus has failed for good.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), IngestError> {
+        self.look_for_a_namesake().await;
         let mut lanes = Lanes::new(&self.bus, &self.config);
         let mut board = Board::clone(&self.board.borrow());
         board.alerts.adopt(&self.thresholds.borrow_and_update());
@@ -152,6 +153,20 @@ impl Ingest {
         }
         self.board.send_replace(Arc::new(desk.board));
         Ok(())
+    }
+
+    /// Two services that observe under one name share what they should both see.
+    async fn look_for_a_namesake(&self) {
+        let group = self.config.group();
+        let looking = self.bus.neighbours(Stream::Telemetry, &group);
+        let found = self.heartbeat.during("looking for a namesake", looking).await;
+        if let Some(other) = found.unwrap_or_default().first() {
+            tracing::warn!(
+                group,
+                other,
+                "another service observes under this name, each sees a part; give each its own NISSA_REPLICA"
+            );
+        }
     }
 
     /// Waits for the next event. Only receives, so losing the race loses nothing.

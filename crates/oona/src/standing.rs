@@ -139,6 +139,21 @@ impl Bus {
         Ok(Backlog { depth, oldest })
     }
 
+    /// Consumers of a group that have given a heartbeat lately and are not this process's.
+    ///
+    /// # Errors
+    /// [`BusError::Log`] when the log fails.
+    pub async fn neighbours(&self, stream: Stream, group: &str) -> Result<Vec<String>, BusError> {
+        let found = match self.0.log.consumers(self.name(stream), group).await {
+            Err(LogError::NoGroup { .. }) => Vec::new(),
+            found => found?,
+        };
+        let (ttl, ours) = (self.0.config.consumer_ttl, &self.0.config.consumer);
+        let lives = |age: std::time::Duration| age <= ttl;
+        let living = found.into_iter().filter(|one| one.beat_age.is_some_and(lives));
+        Ok(living.map(|one| one.name).filter(|name| !name.starts_with(ours.as_str())).collect())
+    }
+
     async fn stream_standing(&self, stream: Stream) -> Result<StreamStanding, BusError> {
         let (log, name) = (&self.0.log, self.name(stream));
         let mut groups = Vec::new();

@@ -61,6 +61,7 @@ pub(crate) struct Ended {
     pub(crate) outcome: Outturn,
 }
 
+#[expect(clippy::large_enum_variant, reason = "short-lived, one for each job at work")]
 pub(crate) enum Outturn {
     /// It is in the library.
     Done(Record, How),

@@ -11,6 +11,7 @@ use super::stage::Stage;
 use crate::consumer::ConsumerSpec;
 use crate::heartbeat::Heartbeat;
 use crate::housekeeping::Housekeeping;
+use crate::lease::LeaseKeeper;
 use crate::stream::Stream;
 
 /// Groups are made and scripts loaded within this.
@@ -28,7 +29,11 @@ pub(super) async fn measure(stage: &Stage) -> Result<Vec<Row>, BenchError> {
     });
     let alone = Cost::over(stage).await?;
     let keeper = Housekeeping { bus: stage.bus.clone(), heartbeat: Heartbeat::detached() };
-    let keeping = stage.spawner.start(keeper.run(stop.clone()));
+    let leases = LeaseKeeper { bus: stage.bus.clone(), heartbeat: Heartbeat::detached() };
+    let stopped = stop.clone();
+    let keeping = stage.spawner.start(async move {
+        tokio::try_join!(keeper.run(stopped.clone()), leases.run(stopped)).map(drop)
+    });
     let kept = Cost::over(stage).await?;
     stop.cancel();
     idling.result().await??;

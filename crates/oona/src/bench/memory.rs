@@ -15,6 +15,7 @@ use crate::consumer::ConsumerSpec;
 use crate::delivery::Delivery;
 use crate::heartbeat::Heartbeat;
 use crate::housekeeping::Housekeeping;
+use crate::lease::LeaseKeeper;
 use crate::stream::Stream;
 
 /// Published and not yet handled, at most.
@@ -48,7 +49,11 @@ async fn flow(stage: &Stage) -> Result<Row, BenchError> {
     let stop = CancellationToken::new();
     let progress = Arc::new(Progress::default());
     let keeper = Housekeeping { bus: stage.bus.clone(), heartbeat: Heartbeat::detached() };
-    let keeping = stage.spawner.start(keeper.run(stop.clone()));
+    let leases = LeaseKeeper { bus: stage.bus.clone(), heartbeat: Heartbeat::detached() };
+    let stopped = stop.clone();
+    let keeping = stage.spawner.start(async move {
+        tokio::try_join!(keeper.run(stopped.clone()), leases.run(stopped)).map(drop)
+    });
     let message = Arc::new(stage.message("x"));
     let mut publishers = Vec::new();
     for _ in 0..PUBLISHERS {

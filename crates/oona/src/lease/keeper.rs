@@ -182,7 +182,7 @@ impl Leases {
         let now = self.now();
         let mut wanted = self.wanted();
         let mut changed = false;
-        for (name, one) in wanted.iter_mut().filter(|(_, one)| one.leases > 0) {
+        for one in wanted.values_mut().filter(|one| one.leases > 0) {
             let stands = match one.term.position(now) {
                 Position::Unknown => Told::Nothing,
                 Position::Held { fencing, .. } => Told::Held(fencing),
@@ -194,7 +194,7 @@ impl Leases {
             changed = true;
             let before = std::mem::replace(&mut one.told, stands);
             if let Some(duty) = one.duty {
-                self.told(name, duty, &before, &one.told);
+                self.told(duty, &before, &one.told);
             }
         }
         drop(wanted);
@@ -203,24 +203,24 @@ impl Leases {
         }
     }
 
-    fn told(&self, name: &str, duty: &'static str, before: &Told, now: &Told) {
+    fn told(&self, duty: &'static str, before: &Told, now: &Told) {
         self.0.metrics.show_lease(duty, matches!(now, Told::Held(_)));
         match (before, now) {
             (_, Told::Held(fencing)) => {
                 self.0.metrics.count_lease_change(duty);
-                tracing::info!(lease = name, fencing, "lease taken");
+                tracing::info!(lease = duty, fencing, "lease taken");
             }
             (Told::Held(_), Told::Nothing) => {
                 self.0.metrics.count_lease_change(duty);
-                tracing::warn!(lease = name, "lease lost: it could not be renewed in time");
+                tracing::warn!(lease = duty, "lease lost: it could not be renewed in time");
             }
             (Told::Held(_), Told::Standby(holder)) => {
                 self.0.metrics.count_lease_change(duty);
-                tracing::warn!(lease = name, holder, "lease lost to another process");
+                tracing::warn!(lease = duty, holder, "lease lost to another process");
             }
             (Told::Nothing | Told::Standby(_), Told::Standby(holder)) => {
                 tracing::info!(
-                    lease = name,
+                    lease = duty,
                     holder,
                     "standing by, another process holds the lease"
                 );

@@ -6,6 +6,7 @@ mod kill_points;
 mod operations;
 mod operator;
 mod redis;
+mod replicas;
 mod rotation;
 mod service;
 mod supervision;

@@ -44,6 +44,13 @@ impl Home {
         self.serve_with(redis, |_| {})
     }
 
+    /// The same as one of several services, with a replica's name of its own.
+    pub fn serve_as(&self, redis: &Server, replica: &str) -> Service {
+        self.serve_with(redis, |command| {
+            command.env("NISSA_REPLICA", replica);
+        })
+    }
+
     /// The same with more in its environment, or less.
     pub fn serve_with(&self, redis: &Server, change: impl FnOnce(&mut Command)) -> Service {
         let http = free_port();
@@ -98,6 +105,11 @@ impl Service {
     pub fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL: no chance to clean up.

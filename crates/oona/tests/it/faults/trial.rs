@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use leyline::wire::MessagePriority;
 use oona::{
-    Bus, Config, ConsumerSpec, Heartbeat, Housekeeping, LogChoice, Metrics, Order, PublishError,
-    SpoolConfig, SpoolSender, Stream,
+    Bus, Config, ConsumerSpec, Heartbeat, Housekeeping, LeaseKeeper, LogChoice, Metrics, Order,
+    PublishError, SpoolConfig, SpoolSender, Stream,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -117,12 +117,14 @@ async fn run(
         };
         // As in every process of production. Its ping shows publishers that the log is back.
         let keeper = Housekeeping { bus: bus.clone(), heartbeat: Heartbeat::detached() };
+        let leases = LeaseKeeper { bus: bus.clone(), heartbeat: Heartbeat::detached() };
         let sender = SpoolSender { bus: bus.clone(), heartbeat: Heartbeat::detached() };
         let (over, recovery) = tokio::select! {
             done = worked => done,
             () = consume(&bus, book) => unreachable!("it never ends"),
             ended = sender.run(CancellationToken::new()) => unreachable!("{ended:?}"),
             ended = keeper.run(CancellationToken::new()) => unreachable!("{ended:?}"),
+            ended = leases.run(CancellationToken::new()) => unreachable!("{ended:?}"),
         };
         if waiting == Waiting::InTheSpool {
             let failed = &book.pages().uncertain;
