@@ -7,6 +7,7 @@ use std::time::Duration;
 use kernel::Digest;
 use kernel::artifact::Kernel;
 use leyline::ids::{BlueprintId, RequestId, SeedId};
+use oona::Span;
 
 /// Orders that may wait for the coordinator: one for each seed of an epoch, and more.
 pub const ORDERS_MAX: usize = 128;
@@ -29,6 +30,9 @@ pub struct FetchOrder {
 /// The coordinator's answer to one order.
 #[derive(Debug)]
 pub struct Fetched {
+    /// The step of the trace that ends when the kernel is attached, or cannot be; from its
+    /// verification on.
+    pub step: Option<Span>,
     /// The order's id.
     pub request: RequestId,
     /// The order's seed.

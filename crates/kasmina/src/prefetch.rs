@@ -16,7 +16,7 @@ use leyline::time::{now_unix_ms, timestamp};
 use leyline::wire::{
     KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, MessagePriority,
 };
-use oona::{Bus, BusError, Heartbeat, Outgoing, Stream, TraceContext};
+use oona::{Bus, BusError, Heartbeat, Outgoing, Span, SpanKind, Stream, TraceContext};
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -114,7 +114,7 @@ enum Event {
 /// What came out of something started earlier.
 enum Progress {
     Published(RequestId, bool),
-    Opened(RequestId, Result<FetchedKernel, FetchFailure>, oneshot::Sender<()>),
+    Opened(RequestId, Result<FetchedKernel, FetchFailure>, Span, oneshot::Sender<()>),
 }
 
 type Started = FuturesUnordered<BoxFuture<'static, Progress>>;
@@ -171,7 +171,7 @@ impl Prefetch {
 
     fn replied(&self, state: &mut State, started: &Started, reply: Reply) {
         match reply.answer {
-            Answer::Ready(ready) => self.ready(state, started, ready, reply.done),
+            Answer::Ready(ready) => self.ready(state, started, ready, reply.trace, reply.done),
             Answer::Error(error) => self.error(state, &error, reply.done),
         }
     }
@@ -190,6 +190,7 @@ impl Prefetch {
         state: &mut State,
         started: &Started,
         ready: KernelArtifactReady,
+        trace: Option<TraceContext>,
         done: oneshot::Sender<()>,
     ) {
         let request = RequestId::new(ready.request_id.clone());
@@ -198,13 +199,21 @@ impl Prefetch {
             return;
         }
         let Some((order, ordered)) = state.table.opening(&request) else { return };
+        let mut step = self.bus.tracer().follow("kasmina.attach", SpanKind::Internal, trace);
+        if step.is_recorded() {
+            step.set("kasmina.seed", order.seed.as_str());
+            step.set("kasmina.blueprint", order.blueprint.as_str());
+            step.set("messaging.message.conversation_id", request.as_str());
+        }
         started.push(Box::pin(async move {
+            let began = Instant::now();
             let opening = AssertUnwindSafe(open_for(order, ready, ordered)).catch_unwind();
             let result = opening.await.unwrap_or_else(|panic| {
                 let detail = format!("opening panicked: {}", oona::panic_text(panic.as_ref()));
                 Err(FetchFailure::OpenFailed { detail })
             });
-            Progress::Opened(request, result, done)
+            step.set("kasmina.verify_ms", began.elapsed().as_secs_f64() * 1e3);
+            Progress::Opened(request, result, step, done)
         }));
     }
 
@@ -230,16 +239,17 @@ impl Prefetch {
             Progress::Published(request, false) => {
                 self.failed(state, &request, FetchFailure::PublishRefused);
             }
-            Progress::Opened(request, Ok(kernel), done) => {
+            Progress::Opened(request, Ok(kernel), step, done) => {
                 if let Some(order) = state.table.finish(&request) {
                     self.metrics.fetched(FetchOutcome::Ready);
                     self.metrics.fetch_seconds.observe(kernel.latency.as_secs_f64());
                     self.metrics.fetch_last_ms.set(kernel.latency.as_secs_f64() * 1e3);
-                    self.deliver(state, order, Ok(kernel));
+                    self.deliver(state, order, Ok(kernel), Some(step));
                 }
                 let _ = done.send(());
             }
-            Progress::Opened(request, Err(failure), done) => {
+            Progress::Opened(request, Err(failure), mut step, done) => {
+                step.fail(&failure.to_string());
                 self.failed(state, &request, failure);
                 let _ = done.send(());
             }
@@ -260,7 +270,7 @@ impl Prefetch {
                     _ => None,
                 };
                 tracing::warn!(%request, seed = %order.seed, blueprint = %order.blueprint, %failure, detail, "kernel not fetched");
-                self.deliver(state, order, Err(failure));
+                self.deliver(state, order, Err(failure), None);
             }
         }
     }
@@ -272,8 +282,9 @@ impl Prefetch {
         state: &State,
         order: FetchOrder,
         result: Result<FetchedKernel, FetchFailure>,
+        step: Option<Span>,
     ) {
-        let fetched = Fetched { request: order.request, seed: order.seed, result };
+        let fetched = Fetched { step, request: order.request, seed: order.seed, result };
         if state.results.try_send(fetched).is_err() {
             self.metrics.results_undelivered.inc();
             tracing::warn!("training thread does not take results, one dropped");
@@ -309,27 +320,37 @@ async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder) -> bool {
         issued_at: Some(timestamp(now_unix_ms())),
     });
     // What the service does for this request, and its answer, go on with this trace.
-    let trace = TraceContext::begin();
-    tracing::debug!(request = %order.request, trace_id = trace.trace_id(), "kernel asked for");
-    let traceparent = trace.to_string();
+    let stream_name = bus.config().streams.name(Stream::KernelRequests);
+    let step = bus.tracer().begin("prefetch.request", SpanKind::Producer);
+    let mut step = step.about_sending(stream_name);
+    step.set("messaging.message.conversation_id", order.request.as_str());
+    step.set("kasmina.blueprint", order.blueprint.as_str());
+    let trace_id = step.context().map(TraceContext::trace_id);
+    tracing::debug!(request = %order.request, trace_id, "kernel asked for");
+    let traceparent = step.traceparent();
     let publishing = bus.send(Outgoing {
         stream: Stream::KernelRequests,
         priority: MessagePriority::High,
         source: SOURCE,
         message: &message,
-        traceparent: Some(&traceparent),
+        traceparent: traceparent.as_deref(),
     });
     match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {
         Ok(Ok(outcome)) if outcome.is_accepted() => true,
         Ok(Ok(outcome)) => {
+            step.fail("refused");
             tracing::warn!(request = %order.request, ?outcome, "request for a kernel refused");
             false
         }
         Ok(Err(error)) => {
+            step.fail(&error.to_string());
             tracing::warn!(request = %order.request, error = &error as &dyn std::error::Error, "request for a kernel not published");
             false
         }
-        Err(_) => false,
+        Err(_) => {
+            step.fail("timed out");
+            false
+        }
     }
 }
 

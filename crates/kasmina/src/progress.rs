@@ -49,7 +49,7 @@ impl SeedManager {
     /// Takes the coordinator's answer. One that no seed waits for (it was culled meanwhile) is
     /// dropped.
     pub fn on_fetched(&mut self, fetched: Fetched, now: Now) -> Vec<Effect> {
-        let Fetched { request, seed: id, result } = fetched;
+        let Fetched { mut step, request, seed: id, result } = fetched;
         if self.awaited(&id).as_ref() != Some(&request) {
             return Vec::new();
         }
@@ -57,6 +57,9 @@ impl SeedManager {
             Ok(kernel) => self.attach(&id, kernel, now),
             Err(failure) => Err(failure.to_string()),
         };
+        if let (Some(step), Err(reason)) = (&mut step, &outcome) {
+            step.fail(reason);
+        }
         match outcome {
             Ok(effects) => {
                 let action = self.kernel_breaker.succeeded();

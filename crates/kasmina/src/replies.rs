@@ -43,6 +43,8 @@ impl Answer {
 #[derive(Debug)]
 pub struct Reply {
     pub(crate) answer: Answer,
+    /// The trace that it belongs to, for the steps that follow.
+    pub(crate) trace: Option<TraceContext>,
     /// Told when the answer has had its effect; the message is acknowledged then, not before.
     pub(crate) done: oneshot::Sender<()>,
 }
@@ -133,7 +135,7 @@ async fn forward(
             // Nothing comes back from an answer that panics its handler: it was failed.
             Event::Came(delivery) => in_flight.push(
                 delivery
-                    .attempt(heartbeat, "handing over", |it| hand_over(it, replies, metrics))
+                    .attempt(heartbeat, "handing over", |it| hand_over(bus, it, replies, metrics))
                     .map(drop),
             ),
             Event::Settled | Event::Tick => {}
@@ -142,23 +144,30 @@ async fn forward(
 }
 
 /// Hands one answer over and acknowledges it once it has had its effect.
-async fn hand_over(delivery: Delivery, replies: &mpsc::Sender<Reply>, metrics: &Metrics) {
-    let answer = match &delivery.message {
-        Message::PrefetchReady(ready) => Answer::Ready(ready.clone()),
-        Message::PrefetchError(error) => Answer::Error(error.clone()),
+async fn hand_over(
+    bus: &Bus,
+    delivery: Delivery,
+    replies: &mpsc::Sender<Reply>,
+    metrics: &Metrics,
+) {
+    let (answer, name) = match &delivery.message {
+        Message::PrefetchReady(ready) => (Answer::Ready(ready.clone()), "kasmina.ready"),
+        Message::PrefetchError(error) => (Answer::Error(error.clone()), "kasmina.error"),
         Message::CatalogUpdate(_) => {
             return ignore(delivery, metrics, Ignored::CatalogUpdate).await;
         }
         _ => return ignore(delivery, metrics, Ignored::Other).await,
     };
-    let trace_id = delivery.trace().map(TraceContext::trace_id);
-    tracing::debug!(entry = %delivery.entry, trace_id, "answer arrived");
+    tracing::debug!("answer arrived");
+    let mut step = delivery.begin(bus, name);
+    let trace = step.context();
     let (done, effect) = oneshot::channel();
     let handled =
-        async { replies.send(Reply { answer, done }).await.is_ok() && effect.await.is_ok() };
+        async { replies.send(Reply { answer, trace, done }).await.is_ok() && effect.await.is_ok() };
     match tokio::time::timeout(HANDLE_TIMEOUT, handled).await {
         Ok(true) => settle(delivery.ack().await),
         Ok(false) | Err(_) => {
+            step.fail("the coordinator did not take the answer");
             settle(delivery.fail("the coordinator did not take the answer").await)
         }
     }

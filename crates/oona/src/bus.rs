@@ -25,6 +25,7 @@ use crate::log::{Capabilities, Log};
 use crate::metrics::Metrics;
 use crate::publish::{Outcome, Outgoing};
 use crate::shared::{Names, Pulse};
+use crate::span::Tracer;
 use crate::spool::{Spool, SpoolStanding};
 use crate::stream::Stream;
 use crate::sync::Mutex;
@@ -37,7 +38,7 @@ const UNSETTLED_DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// One handle over either log. Cheap to clone; all clones share connections, limits and breakers.
 #[derive(Debug, Clone)]
-pub struct Bus(pub(crate) Arc<Inner>);
+pub struct Bus(pub(crate) Arc<Inner>, Tracer);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -96,19 +97,22 @@ impl Bus {
             pulse.tell(spool.clone());
         }
         let leases = Leases::new(log.kind(), config.lease_ttl, metrics.clone());
-        Ok(Self(Arc::new(Inner {
-            log,
-            leases,
-            config,
-            live,
-            metrics,
-            spool,
-            emergency_rates: Mutex::new(Buckets::new(emergency_per_min, ORIGINS_MAX)),
-            pulse,
-            leaving: Arc::default(),
-            names: Arc::default(),
-            posts: Mutex::default(),
-        })))
+        Ok(Self(
+            Arc::new(Inner {
+                log,
+                leases,
+                config,
+                live,
+                metrics,
+                spool,
+                emergency_rates: Mutex::new(Buckets::new(emergency_per_min, ORIGINS_MAX)),
+                pulse,
+                leaving: Arc::default(),
+                names: Arc::default(),
+                posts: Mutex::default(),
+            }),
+            Tracer::default(),
+        ))
     }
 
     /// Signs and publishes a message. See [`Outcome`] for what can become of it.
@@ -123,6 +127,18 @@ impl Bus {
         message: &Message,
     ) -> Result<Outcome, PublishError> {
         self.send(Outgoing { stream, priority, source, message, traceparent: None }).await
+    }
+
+    /// The same bus, for users who record how long their steps take.
+    #[must_use]
+    pub fn traced(self, tracer: Tracer) -> Self {
+        Self(self.0, tracer)
+    }
+
+    /// Begins the spans of those who handle and publish messages here; records none unless
+    /// [`traced`](Self::traced) said otherwise.
+    pub fn tracer(&self) -> &Tracer {
+        &self.1
     }
 
     /// A consumer. Opens nothing before its first `recv`.

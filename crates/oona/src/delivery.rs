@@ -9,11 +9,13 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use crate::attributes;
+use crate::bus::Bus;
 use crate::consumer::Post;
 use crate::entry::EntryId;
 use crate::error::BusError;
 use crate::log::Epitaph;
 use crate::metrics::Consumed;
+use crate::span::{Span, SpanKind};
 use crate::stream::Stream;
 use crate::trace::TraceContext;
 
@@ -60,6 +62,27 @@ impl Delivery {
             if let Some(trace) = self.trace() {
                 span.record("trace_id", trace.trace_id());
             }
+        }
+        span
+    }
+
+    /// Begins the step of handling this message: it follows the step that sent it, and says where
+    /// the message stood and how long it waited.
+    pub fn begin(&self, bus: &Bus, name: &'static str) -> Span {
+        let mut span = bus.tracer().follow(name, SpanKind::Consumer, self.trace());
+        if span.is_recorded() {
+            span.set("messaging.system", "oona");
+            span.set("messaging.operation.type", "process");
+            span.set("messaging.destination.name", bus.config().streams.name(self.stream));
+            if let Some(id) = self.attributes.get(attributes::ID) {
+                span.set("messaging.message.id", id.as_str());
+            }
+            if let Some(request) = self.message.nonce() {
+                span.set("messaging.message.conversation_id", request);
+            }
+            let waited = leyline::time::now_unix_ms().saturating_sub(self.entry.ms);
+            span.set("oona.queue_ms", waited as f64);
+            span.set("oona.attempt", self.attempt);
         }
         span
     }

@@ -47,6 +47,7 @@ mod reading;
 mod replay;
 mod seal;
 mod shared;
+mod span;
 mod spool;
 mod standing;
 mod stream;
@@ -80,6 +81,7 @@ pub use log::{About, Capabilities, ServerKind, check_url, probe};
 pub use metrics::Metrics;
 pub use publish::{Outcome, Outgoing, RefusedBecause};
 pub use replay::ReplayError;
+pub use span::{FinishedSpan, Span, SpanKind, SpanValue, Tracer};
 pub use spool::{SpoolConfig, SpoolError, SpoolSender, SpoolStanding};
 pub use standing::{
     Backlog, ConsumerStanding, GroupStanding, KeyRole, KeyStanding, StreamStanding,

@@ -64,6 +64,25 @@ impl TraceContext {
         parent.map_or_else(Self::begin, Self::child)
     }
 
+    /// The same, recorded or not as its trace id decides: of all ids, this share (0 to 1) is.
+    #[must_use]
+    pub(crate) fn sampled(self, ratio: f64) -> Self {
+        // The last 7 bytes are random in every version of the recommendation.
+        let random = self.trace[9..].iter().fold(0_u64, |all, byte| all << 8 | u64::from(*byte));
+        let bound = ratio * (1_u64 << 56) as f64;
+        Self { is_sampled: (random as f64) < bound, ..self }
+    }
+
+    /// The bytes of the trace id.
+    pub fn trace_bytes(self) -> [u8; 16] {
+        self.trace
+    }
+
+    /// The bytes of this step's id.
+    pub fn span_bytes(self) -> [u8; 8] {
+        self.span
+    }
+
     /// 32 hex digits that the whole trace shares.
     pub fn trace_id(self) -> String {
         text(&self.trace)

@@ -58,6 +58,8 @@ pub(crate) enum Permit {
 pub(crate) struct Ended {
     pub(crate) key: Digest,
     pub(crate) job: Job,
+    pub(crate) strategy: Strategy,
+    pub(crate) took: Duration,
     pub(crate) outcome: Outturn,
 }
 
@@ -88,8 +90,10 @@ impl Workshop {
         permit: Permit,
         cancel: CancellationToken,
     ) -> Ended {
+        let began = tokio::time::Instant::now();
         let outcome = self.bring(&job, strategy, permit, cancel).await;
-        Ended { key, job, outcome: outcome.unwrap_or_else(Outturn::Failed) }
+        let outcome = outcome.unwrap_or_else(Outturn::Failed);
+        Ended { key, job, strategy, took: began.elapsed(), outcome }
     }
 
     async fn bring(

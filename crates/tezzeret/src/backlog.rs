@@ -107,6 +107,11 @@ impl<W> Backlog<W> {
         Admission::Queued
     }
 
+    /// Who waits for a job.
+    pub(crate) fn waiters(&self, key: &Digest) -> &[W] {
+        self.entries.get(key).map_or(&[], |entry| &entry.waiters)
+    }
+
     /// Forgets the oldest parked job where the backlog is full.
     fn make_room(&mut self) -> bool {
         if self.entries.len() < self.len_max {

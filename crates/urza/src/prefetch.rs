@@ -12,7 +12,7 @@ use leyline::wire::{KernelPrefetchRequest, MessagePriority};
 use oona::chaos::{self, Point};
 use oona::{
     Bus, BusError, Consumer, ConsumerSpec, Delivery, Heartbeat, Order, Outgoing, PublishError,
-    Stream, TraceContext,
+    Span, Stream, TraceContext,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -87,6 +87,8 @@ struct Waiting {
     delivery: Delivery,
     request: KernelPrefetchRequest,
     until: Instant,
+    /// The step of serving it, from its arrival to its answer.
+    step: Span,
 }
 
 /// What becomes of a request whose artifact is missing.
@@ -237,7 +239,7 @@ impl Desk {
             return;
         }
         let first = self.waiting.get(&blueprint).and_then(|waiting| waiting.first());
-        let trace = first.and_then(|waiting| waiting.delivery.trace());
+        let trace = first.and_then(|waiting| waiting.step.context());
         if let Some(answer) = worker.demand.order_within(&blueprint, WhyBuild::Missing, trace) {
             self.ordered.insert(blueprint.clone());
             self.builds.push(Box::pin(build_answer(blueprint, answer)));
@@ -275,12 +277,12 @@ impl Desk {
         blueprint: &BlueprintId,
         on_missing: impl Fn(Instant) -> OnMissing,
     ) {
-        for Waiting { delivery, request, until } in
+        for Waiting { delivery, request, until, step } in
             self.waiting.remove(blueprint).unwrap_or_default()
         {
             let (worker, on_missing) = (worker.clone(), on_missing(until));
             self.working.push(Box::pin(async move {
-                let work = |delivery| worker.work(delivery, request, on_missing);
+                let work = |delivery| worker.work(delivery, request, step, on_missing);
                 worker.attempt(delivery, work).await
             }));
         }
@@ -289,8 +291,9 @@ impl Desk {
     fn answer(&mut self, worker: &Worker, waiting: Waiting, reason: &str) {
         let answer = Answer::error(&waiting.request, reason);
         let worker = worker.clone();
+        let Waiting { delivery, step, .. } = waiting;
         self.working.push(Box::pin(async move {
-            worker.attempt(waiting.delivery, |delivery| worker.settle(delivery, answer)).await
+            worker.attempt(delivery, |delivery| worker.settle(delivery, step, answer)).await
         }));
     }
 
@@ -363,7 +366,9 @@ impl Worker {
         match &delivery.message {
             Message::PrefetchRequest(request) => {
                 let request = request.clone();
-                self.work(delivery, request, OnMissing::WaitUntil(until)).await
+                let mut step = delivery.begin(&self.bus, "urza.prefetch");
+                step.set("urza.blueprint", request.blueprint_id.as_str());
+                self.work(delivery, request, step, OnMissing::WaitUntil(until)).await
             }
             other => {
                 self.metrics.foreign.inc();
@@ -377,40 +382,46 @@ impl Worker {
         &self,
         delivery: Delivery,
         request: KernelPrefetchRequest,
+        mut step: Span,
         on_missing: OnMissing,
     ) -> Worked {
         #[cfg(test)]
         tests::panic_on_poison(&request);
+        let began = Instant::now();
         let decision = answer::decide(&self.library, &self.demand, &request).await;
+        step.set("urza.lookup_ms", began.elapsed().as_secs_f64() * 1e3);
         chaos::point(Point::LibraryAsked);
         let answer = match decision {
             Decision::Answer(answer) => answer,
             Decision::Missing => match on_missing {
                 OnMissing::WaitUntil(until) => {
-                    return Worked::MustWait(Waiting { delivery, request, until });
+                    return Worked::MustWait(Waiting { delivery, request, until, step });
                 }
                 OnMissing::Answer => Answer::error(&request, MISSING_ARTIFACT),
             },
         };
-        self.settle(delivery, answer).await
+        self.settle(delivery, step, answer).await
     }
 
     /// Publishes the answer, then acknowledges the request. An answer that the bus does not take now is offered again
     /// until it does: the log's trouble (out of memory, say) is not the request's, and uses up none of its attempts.
-    async fn settle(&self, delivery: Delivery, answer: Answer) -> Worked {
+    async fn settle(&self, delivery: Delivery, mut step: Span, answer: Answer) -> Worked {
         let mut pause = self.offer_pause;
         loop {
-            let fault = match self.offer(&delivery, &answer).await {
+            let fault = match self.offer(&answer, step.context()).await {
                 Offer::Taken => {
                     chaos::point(Point::AnswerPublished);
                     self.metrics.answered(answer.outcome, delivery.received_at.elapsed());
                     return acknowledge(delivery).await;
                 }
-                Offer::Never(fault) => return self.give_back(delivery, &fault).await,
+                Offer::Never(fault) => {
+                    step.fail(&fault);
+                    return self.give_back(delivery, &fault).await;
+                }
                 Offer::Later(fault) => fault,
             };
             self.metrics.unsent.inc();
-            tracing::warn!(entry = %delivery.entry, %fault, ?pause, "answer not sent, offered again");
+            tracing::warn!(%fault, ?pause, "answer not sent, offered again");
             tokio::select! {
                 biased;
                 // Unsettled: it comes back, to this service or to another.
@@ -421,14 +432,14 @@ impl Worker {
         }
     }
 
-    async fn offer(&self, delivery: &Delivery, answer: &Answer) -> Offer {
-        let stream = match answer.message {
-            Message::PrefetchReady(_) => Stream::KernelReady,
-            _ => Stream::KernelErrors,
+    async fn offer(&self, answer: &Answer, trace: Option<TraceContext>) -> Offer {
+        let (stream, name) = match answer.message {
+            Message::PrefetchReady(_) => (Stream::KernelReady, "urza.ready"),
+            _ => (Stream::KernelErrors, "urza.error"),
         };
-        let trace = delivery.trace().map(TraceContext::child);
-        let trace_id = trace.map(TraceContext::trace_id);
-        let traceparent = trace.map(|trace| trace.to_string());
+        let stream_name = self.bus.config().streams.name(stream);
+        let mut sending = self.bus.tracer().publish(name, trace, stream_name);
+        let traceparent = sending.traceparent();
         let publishing = self.bus.send(Outgoing {
             stream,
             priority: MessagePriority::High,
@@ -437,9 +448,9 @@ impl Worker {
             traceparent: traceparent.as_deref(),
         });
         chaos::point(Point::AnswerMade);
-        match tokio::time::timeout(self.publish_timeout, publishing).await {
+        let offer = match tokio::time::timeout(self.publish_timeout, publishing).await {
             Ok(Ok(outcome)) if outcome.is_accepted() => {
-                tracing::debug!(entry = %delivery.entry, ?stream, trace_id, "request answered");
+                tracing::debug!(answered_on = stream.label(), "request answered");
                 Offer::Taken
             }
             Ok(Ok(_)) => Offer::Later("the bus refused the answer".to_owned()),
@@ -448,13 +459,17 @@ impl Worker {
             }
             Ok(Err(error)) => Offer::Later(error.to_string()),
             Err(_) => Offer::Later("publishing the answer timed out".to_owned()),
+        };
+        if let Offer::Later(fault) | Offer::Never(fault) = &offer {
+            sending.fail(fault);
         }
+        offer
     }
 
     /// An answer that the bus will never take: the request is retried, and ends as a dead letter.
     async fn give_back(&self, delivery: Delivery, fault: &str) -> Worked {
         self.metrics.unsent.inc();
-        tracing::warn!(entry = %delivery.entry, %fault, "answer cannot be sent, request will be retried");
+        tracing::warn!(%fault, "answer cannot be sent, request will be retried");
         if let Err(error) = delivery.fail(fault).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,

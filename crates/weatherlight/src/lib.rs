@@ -10,6 +10,7 @@ pub mod cli;
 pub mod client;
 pub mod codes;
 pub mod logging;
+pub mod otlp;
 pub mod preflight;
 pub mod service;
 pub mod settings;

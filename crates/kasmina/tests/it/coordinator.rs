@@ -155,7 +155,7 @@ impl Bench {
     }
 
     async fn result(&mut self) -> Result<FetchedKernel, FetchFailure> {
-        let Fetched { request, seed, result } = self.trainer.results.recv().await.unwrap();
+        let Fetched { request, seed, result, .. } = self.trainer.results.recv().await.unwrap();
         assert_eq!((request.as_str(), seed.as_str()), ("r1", "s1"));
         result
     }

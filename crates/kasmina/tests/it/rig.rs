@@ -167,6 +167,7 @@ impl Rig {
             kernel: Arc::new(kernel),
         };
         let fetched = Fetched {
+            step: None,
             request: order.request.clone(),
             seed: order.seed.clone(),
             result: result.map(|()| kernel),

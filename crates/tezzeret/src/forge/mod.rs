@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use karn::Blueprint;
 use leyline::ids::BlueprintId;
-use oona::{Bus, Heartbeat, Lease};
+use oona::{Bus, Heartbeat, Lease, Span, SpanKind, TraceContext};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -242,10 +242,13 @@ impl Shift {
     }
 
     fn ended(&mut self, ended: Ended) {
-        let Ended { key, job, outcome } = ended;
-        self.score.stopped(job.blueprint().id());
+        self.score.stopped(ended.job.blueprint().id());
+        let step = self.step(&ended);
+        let Ended { key, job, outcome, .. } = ended;
         match outcome {
-            Outturn::Done(record, how) => self.succeeded(&key, &job, record, how),
+            Outturn::Done(record, how) => {
+                self.succeeded(&key, &job, record, how, step.and_then(|step| step.context()));
+            }
             Outturn::Failed(error) => self.failed(&key, &job, &error),
             Outturn::Elsewhere(None) => {
                 self.health.unused();
@@ -262,10 +265,41 @@ impl Shift {
         }
     }
 
-    fn succeeded(&mut self, key: &kernel::Digest, job: &Job, record: Record, how: How) {
+    /// The attempt as a step of the trace that it was made for, known at its end: somebody may have
+    /// joined meanwhile. What another process does is a step there.
+    fn step(&self, ended: &Ended) -> Option<Span> {
+        let fault = match &ended.outcome {
+            Outturn::Done(..) => None,
+            Outturn::Failed(error) => Some(error.full_text()),
+            Outturn::Elsewhere(_) => return None,
+        };
+        let parent = self.backlog.waiters(&ended.key).iter().find_map(Waiter::trace);
+        let tracer = self.bus.tracer();
+        let mut step = tracer.follow("tezzeret.compile", SpanKind::Internal, parent);
+        step.began_before(ended.took);
+        step.set("tezzeret.blueprint", ended.job.blueprint().id().as_str());
+        step.set("tezzeret.strategy", ended.strategy.name());
+        if let Outturn::Done(record, how) = &ended.outcome {
+            step.set("tezzeret.outcome", if *how == How::Found { "found" } else { "compiled" });
+            step.set("tezzeret.compile_ms", record.compile_ms);
+            step.set("tezzeret.prewarm_p50_ms", record.prewarm.p50_ms());
+        }
+        if let Some(fault) = fault {
+            step.fail(&fault);
+        }
+        Some(step)
+    }
+
+    fn succeeded(
+        &mut self,
+        key: &kernel::Digest,
+        job: &Job,
+        record: Record,
+        how: How,
+        trace: Option<TraceContext>,
+    ) {
         let failures = self.backlog.failures(key);
         let waiters = self.backlog.succeeded(key);
-        let trace = waiters.iter().find_map(Waiter::trace);
         waiters.into_iter().for_each(|waiter| waiter.done(&record));
         self.health.succeeded(&self.workshop.config);
         let blueprint = job.blueprint().id();

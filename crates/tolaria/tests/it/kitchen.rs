@@ -61,7 +61,7 @@ pub fn serve(prepared: Prepared, answer: Answer, stop: &CancellationToken) -> Se
     let cook = std::thread::spawn(move || {
         while let Some(order) = orders_in.blocking_recv() {
             let result = answer(&kitchen, &order);
-            let answer = Fetched { request: order.request, seed: order.seed, result };
+            let answer = Fetched { step: None, request: order.request, seed: order.seed, result };
             if fetched_out.blocking_send(answer).is_err() {
                 return;
             }

@@ -25,7 +25,7 @@ pub(super) fn run(global: &Global, ask: &Ask) -> Result<u8, Failure> {
         check(&resolved.settings).await?;
         let Trainer { handle, opened, run: workers } =
             start_trainer(resolved.settings, run.clone())
-                .map_err(|error| Failure::software(&error))?;
+                .map_err(|error| Failure::configuration(format!("{error:#}")))?;
         let story = async {
             let told = async {
                 let Ok(ports) = opened.await else {

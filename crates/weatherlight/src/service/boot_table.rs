@@ -15,6 +15,7 @@ use super::parts::{GROUP, Parts};
 use super::probe::Probe;
 use super::reload::{self, Keeper};
 use super::telemetry::Telemetry;
+use crate::otlp::Otlp;
 use crate::settings::EsperSettings;
 use crate::supervisor::Criticality::{Critical, Parkable};
 use crate::supervisor::{Build, Criticality, Row, WorkerError, build};
@@ -35,6 +36,8 @@ pub(super) mod stop {
     pub(in crate::service) const BUS: u8 = 2;
     /// What they hold is given back when they have ended.
     pub(in crate::service) const LEASE: u8 = 1;
+    /// What sends telemetry to a collector: the last steps are among it.
+    pub(in crate::service) const OTLP: u8 = 1;
     /// Health and page.
     pub(in crate::service) const HTTP: u8 = 0;
 }
@@ -177,6 +180,12 @@ fn spool(bus: &Bus) -> Build {
     build(move |context| {
         SpoolSender { bus: bus.clone(), heartbeat: context.heartbeat }.run(context.stop)
     })
+}
+
+/// What sends traces and metrics to a collector, where there is one.
+pub(super) fn otlp(settings: &EsperSettings, otlp: Otlp) -> Row {
+    let send = build(move |context| otlp.clone().run(context.stop, context.heartbeat));
+    row(settings, "weatherlight.otlp", Parkable, &[], stop::OTLP, send)
 }
 
 fn probe(parts: &Parts) -> Build {

@@ -20,6 +20,7 @@ const FUNCTIONS: &[(&str, &str)] = &[
     ("weatherlight.settings", "settings are not reloaded"),
     ("weatherlight.probe", "the bus is not watched"),
     ("weatherlight.telemetry", "the service does not publish its own telemetry"),
+    ("weatherlight.otlp", "the collector gets no traces and metrics"),
 ];
 
 /// What is lost while this worker does not run; empty for a worker nobody has thought about, which

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::logging::Logs;
+use crate::otlp::OtlpMetrics;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WorkerLabels {
@@ -27,6 +28,8 @@ pub struct OwnMetrics {
     backoff: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
     uptime: Gauge<f64, AtomicU64>,
     ready: Gauge,
+    /// The way to a collector.
+    pub(super) otlp: OtlpMetrics,
 }
 
 impl OwnMetrics {
@@ -37,6 +40,7 @@ impl OwnMetrics {
             backoff: Family::default(),
             uptime: Gauge::default(),
             ready: Gauge::default(),
+            otlp: OtlpMetrics::default(),
         };
         let m = metrics.clone();
         let own = registry.sub_registry_with_prefix("weatherlight");
@@ -47,6 +51,7 @@ impl OwnMetrics {
         own.register("ready", "Whether the service is ready", m.ready);
         // A process without a log of its own (a test) counts nothing.
         Logs::current().map(|logs| logs.metrics()).unwrap_or_default().register(own);
+        m.otlp.register(own);
         metrics
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oona::{Bus, BusError, Stream};
+use oona::{Bus, BusError, Stream, Tracer};
 use tokio::sync::watch;
 
 use super::emergency::EmergencyPicture;
@@ -126,8 +126,11 @@ pub async fn open_bus(
     settings: &EsperSettings,
     live: oona::Live,
     metrics: &AllMetrics,
+    tracer: Tracer,
 ) -> Result<Bus, OpenError> {
-    let bus = Bus::open_live(wiring::bus_config(settings), live, metrics.oona.clone()).await?;
+    let bus = Bus::open_live(wiring::bus_config(settings), live, metrics.oona.clone())
+        .await?
+        .traced(tracer);
     let groups = OWN_STREAMS.map(|stream| (stream, GROUP));
     bus.ensure_groups(&groups).await?;
     tracing::info!(log = ?bus.log_kind(), "bus is open");
@@ -141,10 +144,11 @@ pub async fn open_bus(
 pub async fn open_bus_alone(
     settings: &EsperSettings,
     metrics: &AllMetrics,
+    tracer: Tracer,
 ) -> Result<Bus, OpenError> {
     let keyring = wiring::keyring(settings).ok_or(OpenError::NoSecret)?;
     let opening = Bus::open(wiring::bus_config(settings), keyring, metrics.oona.clone());
-    Ok(in_time("the log", opening).await??)
+    Ok(in_time("the log", opening).await??.traced(tracer))
 }
 
 /// Opens the artifact library.

@@ -175,7 +175,7 @@ mod tests {
         let settings = resolve(&sources).unwrap().settings;
         let (metrics, _) = AllMetrics::register();
         let (_, live) = live::channel(live::Values::of(&settings).unwrap());
-        let bus = open_bus(&settings, live.bus, &metrics).await.unwrap();
+        let bus = open_bus(&settings, live.bus, &metrics, oona::Tracer::default()).await.unwrap();
         let _consumer = bus.consumer(ConsumerSpec::new(Stream::KernelRequests, GROUP));
 
         for _ in 0..2 {

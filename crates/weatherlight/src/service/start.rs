@@ -18,6 +18,7 @@ use super::parts::{ForgePorts, OpenError, Parts, open_bus, open_library, open_po
 use super::reload::{Keeper, Source};
 use super::trainer::{self, Attachment, TrainerPorts};
 use crate::logging::Logs;
+use crate::otlp::Otlp;
 use crate::settings::{EsperSettings, Resolved};
 use crate::supervisor::{
     Boot, BootFailure, BusPicture, Exit, Handle, Identity, RestartPolicy, Row, Setup, Supervisor,
@@ -74,6 +75,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
     let keeper = Keeper::new(source, resolved, senders, reloads);
     let signalled = reload.clone();
     let (metrics, registry) = AllMetrics::register();
+    let otlp = Otlp::open(&settings, &registry, &metrics.own.otlp)?;
     let (board, board_source) = nissa::channel(&wiring::ingest_config(&settings));
     let (control, requests) = WorkerControl::channel();
     let bus_picture = watch::Sender::new(BusPicture::default());
@@ -114,6 +116,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         settings,
         live,
         metrics,
+        otlp,
         health: handle.health(),
         bus_picture,
         board,
@@ -133,6 +136,7 @@ struct Foundation {
     settings: Arc<EsperSettings>,
     live: InForce,
     metrics: AllMetrics,
+    otlp: Option<Otlp>,
     health: nissa::HealthSource,
     bus_picture: watch::Sender<BusPicture>,
     board: nissa::BoardSink,
@@ -150,6 +154,7 @@ async fn boot(
         settings,
         live,
         metrics,
+        otlp,
         health,
         bus_picture,
         board,
@@ -157,7 +162,8 @@ async fn boot(
         shown_bus,
         opened: opened_bus,
     } = foundation;
-    let bus = open_bus(&settings, live.bus.clone(), &metrics).await?;
+    let tracer = otlp.as_ref().map(Otlp::tracer).unwrap_or_default();
+    let bus = open_bus(&settings, live.bus.clone(), &metrics, tracer).await?;
     shown_bus.send_replace(Some(bus.clone()));
     // Nobody waits for it any more only when the service has ended.
     let _ = opened_bus.send(bus.clone());
@@ -189,6 +195,9 @@ async fn boot(
             None
         }
     };
+    if let Some(otlp) = otlp {
+        rows.push(boot_table::otlp(&parts.settings, otlp));
+    }
     // A plain service needs the parts nowhere else.
     let _ = opened.send(Opened { parts, trainer });
     Ok(rows)

@@ -1,7 +1,6 @@
 //! A training run against a running service: only what the run itself needs, on the same supervisor.
 //! The service fetches and compiles; the bus between them is Redis.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use super::metrics::AllMetrics;
 use super::parts::{OpenError, open_bus_alone, open_policies};
 use super::start;
 use super::trainer::{self, Attachment, TrainerPorts};
+use crate::otlp::Otlp;
 use crate::settings::EsperSettings;
 use crate::supervisor::Criticality::Parkable;
 use crate::supervisor::{
@@ -36,9 +36,10 @@ pub struct Trainer {
 /// Puts a training run together. Opens nothing: that is the boot's, under supervision.
 ///
 /// # Errors
-/// When the watchdog gets no thread.
-pub fn start_trainer(settings: EsperSettings, run: RunId) -> io::Result<Trainer> {
-    let (metrics, _) = AllMetrics::register();
+/// When the watchdog gets no thread, or a setting of the telemetry collector cannot be used.
+pub fn start_trainer(settings: EsperSettings, run: RunId) -> anyhow::Result<Trainer> {
+    let (metrics, registry) = AllMetrics::register();
+    let otlp = Otlp::open(&settings, &registry, &metrics.own.otlp)?;
     // Nobody asks a trainer over HTTP.
     let (_, control) = WorkerControl::channel();
     let (watchdog, watched) = Watchdog::start()?;
@@ -56,7 +57,8 @@ pub fn start_trainer(settings: EsperSettings, run: RunId) -> io::Result<Trainer>
     });
     let (bus_sender, opened_bus) = oneshot::channel();
     let (sender, opened) = oneshot::channel();
-    let boot: Boot = Box::pin(boot(Arc::new(settings), metrics, run.clone(), bus_sender, sender));
+    let boot: Boot =
+        Box::pin(boot(Arc::new(settings), metrics, otlp, run.clone(), bus_sender, sender));
     let run = Box::pin(start::run(
         supervisor,
         (handle.clone(), watchdog),
@@ -71,12 +73,14 @@ pub fn start_trainer(settings: EsperSettings, run: RunId) -> io::Result<Trainer>
 async fn boot(
     settings: Arc<EsperSettings>,
     metrics: AllMetrics,
+    otlp: Option<Otlp>,
     run: RunId,
     opened_bus: oneshot::Sender<Bus>,
     opened: oneshot::Sender<TrainerPorts>,
 ) -> Result<Vec<Row>, BootFailure> {
     let keyring = wiring::keyring(&settings).ok_or(OpenError::NoSecret)?;
-    let bus = open_bus_alone(&settings, &metrics).await?;
+    let tracer = otlp.as_ref().map(Otlp::tracer).unwrap_or_default();
+    let bus = open_bus_alone(&settings, &metrics, tracer).await?;
     // A receiver that is gone belongs to a run that has ended.
     let _ = opened_bus.send(bus.clone());
     trainer::ensure_groups(&bus, &run).await.map_err(OpenError::from)?;
@@ -94,6 +98,7 @@ async fn boot(
     let attachment = Attachment { run, bus, policies, policy_config, metrics };
     let (ports, more) = trainer::attach(&settings, keyring, &attachment);
     rows.extend(more);
+    rows.extend(otlp.map(|otlp| boot_table::otlp(&settings, otlp)));
     let _ = opened.send(ports);
     Ok(rows)
 }

@@ -63,6 +63,26 @@ settings! {
             Choice(&["auto", "text", "json"]), Some("auto"), Restart,
             "How it is logged: `auto` is text on a terminal and JSON otherwise.";
     }
+    "OpenTelemetry" {
+        otlp_endpoint: Option<UrlText> = "OTEL_EXPORTER_OTLP_ENDPOINT" "otlp.endpoint"
+            Url(HTTP), None, Restart,
+            "Where a collector takes OTLP over HTTP, such as `http://127.0.0.1:4318`; `/v1/traces` and `/v1/metrics` are added. Unset: no traces and no metrics are sent.";
+        otlp_headers: Option<SecretText> = "OTEL_EXPORTER_OTLP_HEADERS" "otlp.headers"
+            Secret, None, Restart,
+            "Headers of every request to it, as `NAME=VALUE,NAME=VALUE`, percent-encoded where needed: what it authenticates by.";
+        otlp_service_name: String = "OTEL_SERVICE_NAME" "otlp.service_name"
+            Text, Some("weatherlight"), Restart,
+            "Under which name it shows this process (`service.name`).";
+        otlp_resource_attributes: Option<String> = "OTEL_RESOURCE_ATTRIBUTES" "otlp.resource_attributes"
+            Text, None, Restart,
+            "What else it knows of this process, as `NAME=VALUE,NAME=VALUE`.";
+        otlp_sample_ratio: f64 = "OTEL_TRACES_SAMPLER_ARG" "otlp.sample_ratio"
+            Number(0.0, 1.0), Some("1"), Restart,
+            "Share of the traces beginning here that are recorded. A trace that began elsewhere is recorded when it is there.";
+        otlp_metric_interval: Duration = "OTEL_METRIC_EXPORT_INTERVAL" "otlp.metric_interval_ms"
+            Span(Milliseconds, 1000.0, DAY_MS), Some("15000"), Restart,
+            "How often metrics are sent.";
+    }
     "Message bus" {
         redis_url: Option<UrlText> = "REDIS_URL" "oona.redis_url"
             RedisUrl, None, Restart,

@@ -5,8 +5,12 @@
 
 mod bed;
 mod bus;
+#[allow(dead_code)] // The crate's own tests use the rest.
+#[path = "../../src/otlp/collector.rs"]
+mod collector;
 mod demo;
 mod logs;
+mod otlp;
 mod refusals;
 mod reload;
 mod service;
