@@ -113,6 +113,7 @@ async fn one_trace_spans_request_compile_ready_and_attach() {
         // What is asked for now has to be compiled on behalf of who asks.
         let blueprint = BlueprintId::new("BP002");
         let record = library.find(&blueprint).await.unwrap().unwrap();
+        std::fs::remove_file(&record.path).unwrap();
         let gone = urza::FetchError::NotFound { path: record.path.clone() };
         library.quarantine(&record, &gone).await.unwrap();
         let digits = record.job.site.split(|character: char| !character.is_ascii_digit());
