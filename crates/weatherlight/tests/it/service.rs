@@ -56,7 +56,7 @@ fn a_worker_is_restarted_by_an_operator_who_has_the_token() {
         command.output().unwrap().status.code()
     };
     assert_eq!(restart(None), Some(78));
-    assert_eq!(restart(Some("another token, also long enough")), Some(69));
+    assert_eq!(restart(Some("another token, also long enough")), Some(78));
     assert_eq!(restart(Some(token)), Some(0));
     running.wait_for("restart asked for");
     running.signal(Signal::TERM);
