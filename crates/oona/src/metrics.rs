@@ -495,7 +495,8 @@ impl Metrics {
     }
 
     pub(crate) fn show_backlog(&self, stream: Stream, group: &str, pending: u64, lag: u64) {
-        let labels = GroupLabels { stream, group: group.to_owned() };
+        // Any program may name a group, and the exposition writes labels as they are.
+        let labels = GroupLabels { stream, group: group.escape_default().to_string() };
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.pending.get_or_create(&labels).set(number(pending));
         self.lag.get_or_create(&labels).set(number(lag));

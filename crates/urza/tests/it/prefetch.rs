@@ -296,7 +296,9 @@ async fn an_order_goes_on_with_the_trace_of_its_request() {
     s.serve(demand, async |s| {
         s.ask_within("r1", "BP001", &asked.to_string()).await;
         let order = orders.recv().await.unwrap();
-        assert_eq!(order.trace, Some(asked));
+        let trace = order.trace.expect("the order belongs to the trace");
+        assert_eq!(trace.trace_id(), asked.trace_id());
+        assert_ne!(trace.span_id(), asked.span_id(), "the step of serving the request");
         order.answer.send(BuildAnswer::Unknown).unwrap();
         assert_eq!(s.error().await.request_id, "r1");
     })
