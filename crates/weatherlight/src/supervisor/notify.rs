@@ -51,8 +51,16 @@ impl Feed {
     pub fn from_environment() -> Self {
         let mut timeout_us = 0;
         let is_wanted = sd_notify::watchdog_enabled(false, &mut timeout_us);
-        let socket = std::env::var_os(SOCKET).filter(|_| is_wanted);
-        let wanted = socket.map(|socket| (Duration::from_micros(timeout_us) / 3, socket));
+        // Without WATCHDOG_PID whoever has the variable is meant, as `sd_watchdog_enabled(3)` says.
+        let unaddressed = std::env::var("WATCHDOG_USEC")
+            .ok()
+            .filter(|_| std::env::var_os("WATCHDOG_PID").is_none())
+            .and_then(|text| text.parse().ok());
+        let timeout_us = if is_wanted { Some(timeout_us) } else { unaddressed };
+        let wanted = timeout_us
+            .filter(|us| *us > 0)
+            .zip(std::env::var_os(SOCKET))
+            .map(|(us, socket)| (Duration::from_micros(us) / 3, socket));
         Self { wanted, fed: None }
     }
 

@@ -258,7 +258,7 @@ fn a_crashed_worker_tells_how_long_it_took_to_run_again() {
                 crasher
                     .is_some_and(|worker| worker.restarts == 5 && worker.last_restart_ms.is_some())
             };
-            let took = worker(&*seen.wait_for(is_back).await.unwrap(), "crasher").last_restart_ms;
+            let took = worker(&seen.wait_for(is_back).await.unwrap(), "crasher").last_restart_ms;
             handle.stop(Exit::Clean);
             took.unwrap()
         };
