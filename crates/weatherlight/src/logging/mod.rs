@@ -1,7 +1,7 @@
 //! Logs: one line per event on standard error; text on a terminal, JSON otherwise. The level can
 //! be changed while the service runs.
 //!
-//! Reading order: `layer` (from `tracing` to a [`record`]), `fold` (repetitions become a count),
+//! Reading order: `layer` (from `tracing` to a `record`), `fold` (repetitions become a count),
 //! `desk` (the bounded queue and its writer), `form` (the line), `escape` (what text may not do).
 
 mod desk;
