@@ -1,7 +1,14 @@
 //! Text that comes from outside, made harmless: it can neither begin a line of its own, nor move a
 //! terminal's cursor, nor turn the direction of what is read.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
+
+/// The texts of libraries in C are not always what they are said to be: SQLite quotes a damaged
+/// catalogue byte for byte, and its error arrives as a `str` all the same. Such bytes become U+FFFD.
+fn sound(text: &str) -> Cow<'_, str> {
+    String::from_utf8_lossy(text.as_bytes())
+}
 
 /// Whether a character may not stand in a line as it is: control characters (C0, DEL, C1), line and
 /// paragraph separators, what turns the direction of writing, and what has no width.
@@ -19,6 +26,7 @@ fn is_harmful(character: char) -> bool {
 
 /// Appends text of a line that a person reads.
 pub(super) fn push_text(line: &mut String, text: &str) {
+    let text = &*sound(text);
     for character in text.chars() {
         match character {
             '\n' => line.push_str("\\n"),
@@ -35,6 +43,7 @@ pub(super) fn push_text(line: &mut String, text: &str) {
 
 /// Appends the value of a field: in quotes where its end would not be clear otherwise.
 pub(super) fn push_value(line: &mut String, text: &str) {
+    let text = &*sound(text);
     let needs_quotes = |character: char| {
         character.is_whitespace() || matches!(character, '"' | '=' | '\\') || is_harmful(character)
     };
@@ -48,6 +57,7 @@ pub(super) fn push_value(line: &mut String, text: &str) {
 
 /// Appends a JSON string. It is valid JSON, and as harmless on a terminal as the text form.
 pub(super) fn push_json(line: &mut String, text: &str) {
+    let text = &*sound(text);
     line.push('"');
     for character in text.chars() {
         match character {

@@ -28,6 +28,8 @@ use crate::wiring;
 
 /// How long the log may take to be tidied up and become durable at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the catalogue may take to take back its connections at the end.
+const LIBRARY_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a service is started with.
 pub struct Starting {
@@ -111,6 +113,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         vec![boot_table::http(&settings, endpoint), boot_table::settings(&settings, keeper)];
 
     let (bus_sender, opened_bus) = oneshot::channel();
+    let (library_sender, opened_library) = oneshot::channel();
     let (sender, opened) = oneshot::channel();
     let foundation = Foundation {
         settings,
@@ -123,11 +126,16 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         trainer,
         shown_bus,
         opened: bus_sender,
+        opened_library: library_sender,
     };
     let trained = foundation.trainer.clone();
     let boot: Boot = Box::pin(boot(foundation, sender));
     let ending = (handle.clone(), watchdog);
-    let run = Box::pin(run(supervisor, ending, first, boot, opened_bus, trained));
+    let run = Box::pin(async move {
+        let exit = run(supervisor, ending, first, boot, opened_bus, trained).await;
+        close_library(opened_library).await;
+        exit
+    });
     Ok(Service { handle, address, opened, run })
 }
 
@@ -144,6 +152,7 @@ struct Foundation {
     /// Where the endpoint finds the bus.
     shown_bus: watch::Sender<Option<Bus>>,
     opened: oneshot::Sender<Bus>,
+    opened_library: oneshot::Sender<urza::Library>,
 }
 
 async fn boot(
@@ -161,6 +170,7 @@ async fn boot(
         trainer,
         shown_bus,
         opened: opened_bus,
+        opened_library,
     } = foundation;
     let tracer = otlp.as_ref().map(Otlp::tracer).unwrap_or_default();
     let bus = open_bus(&settings, live.bus.clone(), &metrics, tracer).await?;
@@ -168,6 +178,8 @@ async fn boot(
     // Nobody waits for it any more only when the service has ended.
     let _ = opened_bus.send(bus.clone());
     let library = open_library(&settings, &metrics).await?;
+    // As above.
+    let _ = opened_library.send(library.clone());
     let policies = open_policies(wiring::policy_config(&settings)).await?;
     let parts = Parts {
         settings,
@@ -244,6 +256,15 @@ pub(super) async fn run(
     tracing::info!(code = exit.code(), "service has stopped");
     drop(watchdog);
     exit
+}
+
+/// What was looked up when the stop came gives its connection back while the runtime still turns,
+/// not while that is taken down.
+async fn close_library(mut opened: oneshot::Receiver<urza::Library>) {
+    let Ok(library) = opened.try_recv() else { return };
+    if tokio::time::timeout(LIBRARY_CLOSE_TIMEOUT, library.close()).await.is_err() {
+        tracing::warn!("the catalogue was not closed in time");
+    }
 }
 
 /// Removes the groups of a run that is over, so that they hold nothing back, and makes everything

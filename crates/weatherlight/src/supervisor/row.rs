@@ -82,10 +82,12 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 /// An error's text, then that of its cause, and so on. A cause that the text before it ends with
 /// is not repeated.
 pub fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
-    let mut texts = vec![error.to_string()];
+    // SQLite quotes damaged bytes as they are; nothing may carry them on.
+    let sound = |text: String| String::from_utf8_lossy(text.as_bytes()).into_owned();
+    let mut texts = vec![sound(error.to_string())];
     let mut source = error.source();
     while let Some(cause) = source {
-        let text = cause.to_string();
+        let text = sound(cause.to_string());
         if texts.last().is_none_or(|before| !before.ends_with(&text)) {
             texts.push(text);
         }
