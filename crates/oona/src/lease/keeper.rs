@@ -84,7 +84,9 @@ impl LeaseKeeper {
 
     async fn next_event(&self, leases: &Leases, stop: &CancellationToken) -> Event {
         self.heartbeat.beat("wait");
-        let due = leases.due().min(leases.now() + Heartbeat::INTERVAL);
+        let beat = leases.now() + Heartbeat::INTERVAL;
+        // Alone there is nobody to ask, ever: what is wanted stays due.
+        let due = if leases.0.alone { beat } else { leases.due().min(beat) };
         tokio::select! {
             biased;
             () = stop.cancelled() => Event::Stop,
