@@ -84,9 +84,7 @@ impl LeaseKeeper {
 
     async fn next_event(&self, leases: &Leases, stop: &CancellationToken) -> Event {
         self.heartbeat.beat("wait");
-        let beat = leases.now() + Heartbeat::INTERVAL;
-        // Alone there is nobody to ask, ever: what is wanted stays due.
-        let due = if leases.0.alone { beat } else { leases.due().min(beat) };
+        let due = leases.due().min(leases.now() + Heartbeat::INTERVAL);
         tokio::select! {
             biased;
             () = stop.cancelled() => Event::Stop,
@@ -102,7 +100,7 @@ impl LeaseKeeper {
         intent: Intent,
         released: &mut Option<u64>,
     ) -> Result<(), LogError> {
-        if leases.0.alone || leases.due() > leases.now() {
+        if leases.due() > leases.now() {
             return Ok(());
         }
         let all = leases.asks(intent);
@@ -124,8 +122,11 @@ impl LeaseKeeper {
 }
 
 impl Leases {
-    /// When the next question is due; never without candidates.
-    fn due(&self) -> Duration {
+    /// When the next question is due; never without candidates, nor where there is nobody to ask.
+    pub(super) fn due(&self) -> Duration {
+        if self.0.alone {
+            return Duration::MAX;
+        }
         let wanted = self.wanted();
         let next = |one: &Wanted| one.next;
         wanted.values().map(next).min().unwrap_or(Duration::MAX)

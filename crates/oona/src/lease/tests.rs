@@ -7,8 +7,11 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
+use super::Leases;
 use super::record::Record;
 use super::term::{Answer, Position, Step, Term, Times};
+use crate::config::LogKind;
+use crate::metrics::Metrics;
 
 const TTL: Duration = Duration::from_millis(2_400);
 const TIMES: Times = Times { ttl: TTL };
@@ -333,4 +336,17 @@ fn a_step_is_only_as_good_as_the_clock_it_was_told_by() {
     assert_eq!(term.position(until), Position::Unknown, "from when it was asked");
     term.answered(at(7_000), at(7_010), theirs(20));
     assert_eq!(term.position(at(7_010)), Position::Standby { holder: "host/1" });
+}
+
+/// Where there is nobody to ask, what is wanted is held at once and is never due: a due time that
+/// stays in the past would have the keeper turn without end.
+#[tokio::test(start_paused = true)]
+async fn alone_everything_is_held_and_nothing_is_due() {
+    let alone = Leases::new(LogKind::Embedded, TTL, Metrics::detached());
+    let shared = Leases::new(LogKind::Redis, TTL, Metrics::detached());
+    let leases = [&alone, &shared].map(|leases| leases.want("duty".to_owned(), Some("duty")));
+    tokio::time::advance(TTL).await;
+    assert!(leases[0].tenure().is_some() && leases[1].tenure().is_none());
+    assert_eq!(alone.due(), Duration::MAX);
+    assert!(shared.due() < TTL, "the first question is overdue");
 }
