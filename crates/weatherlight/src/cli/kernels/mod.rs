@@ -1,0 +1,47 @@
+//! `weatherlight kernels`: the artifact library from the command line. Each command has a file of its own.
+
+mod build;
+mod list;
+
+use clap::Subcommand;
+use urza::Library;
+
+use super::failure::Failure;
+use super::{Global, block_on};
+use crate::service::AllMetrics;
+use crate::settings::EsperSettings;
+use crate::wiring;
+
+pub(super) use list::{as_json, records};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the kernels in the library
+    #[command(after_help = "Example: weatherlight kernels list --json")]
+    List,
+    /// Compile blueprints into the library, without a running service
+    ///
+    /// What is there already is left alone. A service that runs on the same library finds the result.
+    #[command(after_help = "Example: weatherlight kernels build BP009 BP010")]
+    Build {
+        /// Ids of blueprints [default: every one that can be grafted]
+        #[arg(value_name = "BLUEPRINT")]
+        blueprints: Vec<String>,
+    },
+}
+
+pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
+    let settings = global.load()?.settings;
+    match command {
+        Command::List => list::run(&settings, global.json),
+        Command::Build { blueprints } => block_on(build::run(&settings, blueprints, global.json))?,
+    }
+}
+
+/// Opens the library that the settings name.
+pub(super) async fn open(settings: &EsperSettings) -> Result<Library, Failure> {
+    let config = wiring::library_config(settings)
+        .map_err(|fault| Failure::configuration(fault.to_string()))?;
+    let (metrics, _) = AllMetrics::register();
+    Library::open(config, metrics.urza).await.map_err(|error| Failure::unavailable_because(&error))
+}
