@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::parameters::{Parameters, ParametersError};
 use crate::table::Row;
 
-/// Smallest risk that the policy answers with something milder than a graft. A template is grafted
-/// only below it.
+/// Smallest risk that the policy answers with something milder than a graft. It grafts by itself
+/// only what lies below it.
 pub const GRAFT_RISK_LIMIT: f32 = 0.5;
 
 /// A parameterised template from which kernels are compiled.
@@ -124,14 +124,20 @@ impl Blueprint {
         self.row.description
     }
 
-    /// Whether the policy may graft it into a production host: tier SAFE and risk strictly below
-    /// [`GRAFT_RISK_LIMIT`], which leaves 18 (`BP001` to `BP018`).
-    ///
-    /// The 17 SAFE templates at exactly 0.5 are not graftable. The policy's rule reads "0.5 and more
-    /// is downgraded", other programs act on it, and nothing measured speaks for loosening it. The
-    /// issue that gives those templates graphs decides again, here and nowhere else.
+    /// Whether a kernel of it may be attached in a production host at all: tier SAFE or EXPERIMENTAL, not for
+    /// quarantine only, and with a graph. The forge compiles these and the prefetch worker serves them. Whether one
+    /// may be germinated is asked further: [`Blueprint::approval_required`], [`Blueprint::autonomous`].
     pub fn graftable(&self) -> bool {
-        self.tier() == Tier::Safe && self.risk() < GRAFT_RISK_LIMIT
+        self.tier() != Tier::HighRisk && !self.quarantine_only() && crate::build::is_drawn(self)
+    }
+
+    /// Whether the policy grafts it of its own accord: graftable, tier SAFE and risk strictly below
+    /// [`GRAFT_RISK_LIMIT`], which leaves 18 of the catalogue (`BP001` to `BP018`).
+    ///
+    /// The 17 SAFE templates at exactly 0.5 are served and may be ordered by a command, but the policy does not
+    /// choose them: its rule reads "0.5 and more is downgraded", and other programs act on it.
+    pub fn autonomous(&self) -> bool {
+        self.graftable() && self.tier() == Tier::Safe && self.risk() < GRAFT_RISK_LIMIT
     }
 
     /// The middle of every interval.

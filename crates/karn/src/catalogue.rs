@@ -67,9 +67,11 @@ mod tests {
     }
 
     #[test]
-    fn the_graftable_ones_are_the_first_eighteen() {
+    fn the_policy_grafts_the_first_eighteen_by_itself() {
         for (index, blueprint) in catalogue().iter().enumerate() {
-            assert_eq!(blueprint.graftable(), index < 18, "{}", blueprint.id());
+            assert_eq!(blueprint.autonomous(), index < 18, "{}", blueprint.id());
+            assert!(blueprint.graftable() || index >= 18, "{}", blueprint.id());
+            assert!(!blueprint.graftable() || index < 42, "{}", blueprint.id());
         }
         let at_the_limit = |blueprint: &Blueprint| {
             blueprint.tier() == Tier::Safe && blueprint.risk() == crate::GRAFT_RISK_LIMIT

@@ -122,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn every_stressor_is_quarantined_and_no_graftable_one_is_restricted() {
+    fn every_stressor_is_quarantined_and_nothing_the_policy_grafts_is_restricted() {
         for blueprint in catalogue() {
             let sheet = safety_sheet(blueprint);
             assert!((0.0..=1.0).contains(&sheet.risk), "{}", blueprint.id());
             if blueprint.quarantine_only() {
                 assert_eq!(sheet.handling, HandlingClass::Quarantine, "{}", blueprint.id());
             }
-            if blueprint.graftable() {
+            if blueprint.autonomous() {
                 assert_eq!(sheet.handling, HandlingClass::Standard, "{}", blueprint.id());
             }
             let wire = sheet.to_wire(blueprint, 7);

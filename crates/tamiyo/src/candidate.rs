@@ -78,7 +78,7 @@ fn blueprint_for(
     for (index, blueprint) in karn::catalogue().iter().enumerate() {
         let id = blueprint.id();
         let Some(preference) = preference(&context.candidates, slot, id) else { continue };
-        if !blueprint.graftable() || culled(id) {
+        if !blueprint.autonomous() || culled(id) {
             continue;
         }
         let features = candidate_features(blueprint, preference);

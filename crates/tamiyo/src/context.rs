@@ -37,7 +37,7 @@ pub enum Horizon {
 /// or on its way. What cannot be grafted at all is left out by the policy whatever stands here.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Candidates {
-    /// Every graftable blueprint, in no preference.
+    /// Every blueprint that the policy grafts by itself, in no preference.
     Any,
     /// These for every slot, the preferred ones first.
     Listed(Vec<BlueprintId>),
@@ -48,14 +48,14 @@ pub enum Candidates {
 }
 
 impl Candidates {
-    /// The graftable blueprints that karn can build for this site at their midpoints, ranked: by
+    /// The blueprints grafted by the policy itself that karn can build for this site at their midpoints, ranked: by
     /// the published score, the numbers that can be trained (`0.1·ln(1 + n)`), and a liking for
     /// residual blocks and gates, which change the least where they know nothing yet. Blueprints
     /// without a trainable number come last. Builds graphs: call it once per run.
     pub fn for_site(site: &karn::Site) -> Vec<BlueprintId> {
         let mut ranked: Vec<(bool, f32, BlueprintId)> = karn::catalogue()
             .iter()
-            .filter(|blueprint| blueprint.graftable())
+            .filter(|blueprint| blueprint.autonomous())
             .filter_map(|blueprint| {
                 let trainable = trainable(blueprint, site)?;
                 let score = crate::candidate::published_score(blueprint)

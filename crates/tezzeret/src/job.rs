@@ -8,7 +8,7 @@ use crate::config::Config;
 
 /// Version of what the forge makes: graphs of the templates, starting weights and file format. It is part of every job's
 /// key, so that a newer forge builds everything anew instead of handing out what an older one made.
-pub const ENGINE: &str = "weatherlight-1";
+pub const ENGINE: &str = "weatherlight-2";
 
 /// What to compile.
 #[derive(Debug, Clone, PartialEq)]

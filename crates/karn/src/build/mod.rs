@@ -31,7 +31,7 @@ pub enum BuildError {
     #[error(transparent)]
     Parameters(#[from] ParametersError),
     /// The template is in the catalogue, but has no graph yet.
-    #[error("blueprint {blueprint} ({name}) has no graph yet; BP001 to BP018 have one")]
+    #[error("blueprint {blueprint} ({name}) has no graph yet")]
     NotYetBuilt {
         /// The blueprint.
         blueprint: BlueprintId,
@@ -88,6 +88,11 @@ pub fn build(
         let source = Box::new(source);
         BuildError::Site { blueprint: id.clone(), site: *site, source }
     })
+}
+
+/// Whether the template has a graph.
+pub(crate) fn is_drawn(blueprint: &Blueprint) -> bool {
+    drawing(blueprint.id().as_str()).is_some()
 }
 
 /// Adds a template's nodes to a sketch and returns the one that takes the input's place.

@@ -85,7 +85,7 @@ fn candidates_of_a_site_begin_with_what_can_learn() {
     let ids = Candidates::for_site(&karn::Site::Vector { features: 16 });
     assert_eq!(ids[0].as_str(), "BP009");
     assert!(ids.len() > 5, "{ids:?}");
-    assert!(ids.iter().all(|id| karn::find(id).unwrap().graftable()));
+    assert!(ids.iter().all(|id| karn::find(id).unwrap().autonomous()));
 }
 
 #[test]
