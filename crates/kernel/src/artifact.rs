@@ -133,6 +133,14 @@ pub enum ArtifactError {
         /// What is wrong with it.
         problem: ParameterProblem,
     },
+    /// The graph holds a stress operator, under whatever blueprint's name. Nothing makes such files; find out who did.
+    #[error(
+        "the kernel holds the stress operator {operator}; such graphs run in quarantine only and are never stored"
+    )]
+    Quarantined {
+        /// Operator, in the spelling of the manifest.
+        operator: &'static str,
+    },
     /// The graph could not be brought into inference form.
     #[error("the kernel's graph cannot be used")]
     Graph {
@@ -186,6 +194,7 @@ impl Manifest {
         params: &Params,
         tolerance: f32,
     ) -> Result<Self, ArtifactError> {
+        refuse_stress(&graph)?;
         check_params(&graph, params)?;
         let guard = GuardSpec::of_graph(&graph);
         Ok(Self {
@@ -205,6 +214,7 @@ impl Manifest {
 
     /// Whether the parts agree with the graph. Executes nothing.
     fn check(&self) -> Result<(), ArtifactError> {
+        refuse_stress(&self.graph)?;
         let is_tolerance = self.tolerance.is_finite() && self.tolerance >= 0.0;
         let parts = [
             (self.guard == GuardSpec::of_graph(&self.graph), "guard"),
@@ -217,6 +227,14 @@ impl Manifest {
             Some(&(_, field)) => Err(ArtifactError::Contradiction { field }),
             None => Ok(()),
         }
+    }
+}
+
+/// There are no artifacts of graphs that may run in quarantine only, whatever they call themselves.
+fn refuse_stress(graph: &Graph) -> Result<(), ArtifactError> {
+    match graph.stress() {
+        Some(operator) => Err(ArtifactError::Quarantined { operator }),
+        None => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::error::GraphError;
 use crate::graph::{Graph, NodeId, STEP_INPUT};
 use crate::init::Init;
 use crate::op::{Binary, Conv, Extent, Norm, Normalise, Op, Pool, Reduction, Unary};
+use crate::stress::Stress;
 use crate::tensor::Tensor;
 
 type Built = Result<NodeId, GraphError>;
@@ -261,6 +262,11 @@ impl Graph {
         let seed = self.step_input()?;
         let stream = self.next_stream();
         self.push(Op::Dropout { rate, stream }, &[x, seed])
+    }
+
+    /// The same value, with harm done beside it. Such a graph runs in quarantine only.
+    pub fn stressed(&mut self, x: NodeId, stress: Stress) -> Built {
+        self.push(Op::Stress(stress), &[x])
     }
 
     /// `training` while training, `inference` afterwards.

@@ -51,7 +51,8 @@ fn operations(graph: &Graph, node: &Node, elements: u64) -> u64 {
         | Op::Concat { .. }
         | Op::Slice { .. }
         | Op::PadLike { .. }
-        | Op::StopGradient => 0,
+        | Op::StopGradient
+        | Op::Stress(_) => 0,
         Op::MatMul { transpose_a, .. } => {
             let a = operand(0);
             let inner = if *transpose_a { a[a.len() - 2] } else { a[a.len() - 1] };

@@ -99,6 +99,14 @@ pub enum GraphError {
         /// Shape after.
         now: Vec<usize>,
     },
+    /// The graph holds a stress operator and was to be used outside quarantine.
+    #[error(
+        "{operator} is a stress operator: it runs in quarantine only and is compiled nowhere else"
+    )]
+    Quarantined {
+        /// Operator, in the spelling of the manifest.
+        operator: &'static str,
+    },
 }
 
 /// Why a graph or plan could not be run on the given data.
@@ -142,4 +150,35 @@ pub enum RunError {
         /// Exclusive upper limit.
         limit: usize,
     },
+    /// The graph holds a stress operator; only a plan compiled in quarantine runs it.
+    #[error("{operator} is a stress operator: it runs in quarantine only")]
+    Quarantined {
+        /// Operator, in the spelling of the manifest.
+        operator: &'static str,
+    },
+    /// Threads waited for each other until the bound.
+    #[error("{threads} threads waited for each other for {waited_ms} ms and gave up")]
+    Deadlock {
+        /// Threads in the ring.
+        threads: u32,
+        /// How long they waited, in milliseconds.
+        waited_ms: u64,
+    },
+    /// A run wanted to hold on to more memory than all runs of a quarantine may.
+    #[error("runs hold on to {bytes} bytes and want more; at most {limit} are given")]
+    Leak {
+        /// Bytes held.
+        bytes: u64,
+        /// Most bytes that may be held.
+        limit: u64,
+    },
+    /// The system did not start the threads of a stress operator. Try again when it has less to do.
+    #[error("{wanted} threads could not be started")]
+    Threads {
+        /// Number of threads wanted.
+        wanted: u32,
+    },
+    /// The quarantine was told to stop.
+    #[error("the quarantine was told to stop")]
+    Stopped,
 }

@@ -185,6 +185,14 @@ impl Graph {
             .map(|(name, _)| name.as_str())
     }
 
+    /// The name of a stress operator of this graph, if it holds one: it then runs in quarantine only.
+    pub fn stress(&self) -> Option<&'static str> {
+        self.nodes.iter().find_map(|node| match node.op {
+            Op::Stress(stress) => Some(stress.name()),
+            _ => None,
+        })
+    }
+
     /// Number of scalars in all parameters.
     pub fn parameter_count(&self) -> usize {
         self.parameters().map(|(_, shape)| shape.iter().product::<usize>()).sum()

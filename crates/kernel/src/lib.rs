@@ -23,8 +23,10 @@ mod optimise;
 pub mod optimiser;
 mod plan;
 mod probe;
+pub mod quarantine;
 mod shape;
 mod store;
+pub mod stress;
 mod tensor;
 
 pub use canonical::to_canonical_json;

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::init::Init;
+use crate::stress::Stress;
 use crate::tensor::Tensor;
 
 /// One operator with its attributes. Operands are listed with the node that holds the operator.
@@ -130,6 +131,8 @@ pub enum Op {
     CrossEntropyGradient,
     /// The operand, through which no gradient passes.
     StopGradient,
+    /// The operand, with harm done beside it; runs in quarantine only. Its gradient passes untouched.
+    Stress(Stress),
 }
 
 /// Elementwise functions of one operand.
@@ -346,6 +349,7 @@ impl Op {
             Self::CrossEntropy => "cross_entropy",
             Self::CrossEntropyGradient => "cross_entropy_gradient",
             Self::StopGradient => "stop_gradient",
+            Self::Stress(stress) => stress.name(),
         }
     }
 
@@ -386,7 +390,8 @@ impl Op {
             | Self::Reduce { .. }
             | Self::CrossEntropy
             | Self::CrossEntropyGradient
-            | Self::StopGradient => operands,
+            | Self::StopGradient
+            | Self::Stress(_) => operands,
         }
     }
 }

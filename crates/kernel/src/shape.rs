@@ -52,7 +52,8 @@ fn check_arity(op: &Op, found: usize) -> Result<(), GraphError> {
         | Op::Permute(_)
         | Op::Slice { .. }
         | Op::Reduce { .. }
-        | Op::StopGradient => (found == 1, "1"),
+        | Op::StopGradient
+        | Op::Stress(_) => (found == 1, "1"),
         Op::UnaryGradient(_)
         | Op::Binary(_)
         | Op::MatMul { .. }
@@ -250,6 +251,12 @@ fn infer_unchecked(op: &Op, shapes: &Shapes<'_>) -> Result<Vec<usize>, GraphErro
             Ok(shapes[0].to_vec())
         }
         Op::StopGradient => Ok(shapes[0].to_vec()),
+        Op::Stress(stress) => match stress.fault() {
+            Some((attribute, found, expected)) => {
+                Err(GraphError::Attribute { operator: op.name(), attribute, found, expected })
+            }
+            None => Ok(shapes[0].to_vec()),
+        },
     }
 }
 

@@ -88,6 +88,7 @@ impl Rule<'_> {
         let mut shares = Vec::new();
         match op {
             Op::Input { .. } | Op::Parameter { .. } | Op::Constant(_) | Op::StopGradient => {}
+            Op::Stress(_) => shares.push((0, g)),
             Op::Unary(function) => {
                 if let Some(share) = self.unary(*function)? {
                     shares.push((0, share));

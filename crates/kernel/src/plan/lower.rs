@@ -8,6 +8,7 @@ use super::pattern::Pattern;
 use super::step::{Epilogue, Kernel, Product};
 use crate::graph::{Graph, Named, Node, NodeId};
 use crate::op::{Binary, Op, Unary};
+use crate::stress::Ward;
 
 /// Where a step finds an operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +48,11 @@ pub(super) struct Program {
     pub(super) updates: Vec<Port>,
 }
 
-/// Lowers a graph in training form.
-pub(super) fn lower(graph: &Graph) -> Program {
+/// Lowers a graph in training form. One that holds a stress operator needs the ward of its quarantine.
+pub(super) fn lower(graph: &Graph, ward: Option<&Ward>) -> Program {
     let mut lowering = Lowering {
         graph,
+        ward,
         is_needed: needed(graph),
         tails: fusions(graph),
         values: vec![None; graph.nodes.len()],
@@ -158,6 +160,7 @@ fn bias_of(graph: &Graph, product: NodeId, sum: NodeId) -> Option<NodeId> {
 
 struct Lowering<'a> {
     graph: &'a Graph,
+    ward: Option<&'a Ward>,
     is_needed: Vec<bool>,
     tails: Vec<Option<Tail>>,
     values: Vec<Option<Source>>,
@@ -320,6 +323,10 @@ impl Lowering<'_> {
                 Kernel::CrossEntropy { classes: last(logits), len: logits.iter().product() }
             }
             Op::CrossEntropyGradient => Kernel::CrossEntropyGradient(last(&node.shape)),
+            Op::Stress(stress) => {
+                let ward = self.ward.expect("a stressed graph is lowered in quarantine only");
+                Kernel::Stress(*stress, ward.clone())
+            }
         })
     }
 

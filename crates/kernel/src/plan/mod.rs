@@ -16,7 +16,9 @@ use crate::error::{GraphError, RunError};
 use crate::gradient::gradient_target;
 use crate::graph::Graph;
 use crate::optimise::optimise;
+use crate::quarantine::Permit;
 use crate::store::{Layout, ParamStore};
+use crate::stress::Ward;
 use lower::{Port, Source};
 use step::Kernel;
 
@@ -66,9 +68,25 @@ impl Plan {
     /// Compiles a graph in training form (see [`Graph::inference`] for the other).
     ///
     /// # Errors
-    /// None in practice: a graph that exists has been checked.
+    /// [`GraphError::Quarantined`] for a graph with a stress operator; otherwise none in practice, as a graph that
+    /// exists has been checked.
     pub fn compile(graph: &Graph) -> Result<Self, GraphError> {
-        let program = lower::lower(&optimise(graph)?);
+        match graph.stress() {
+            Some(operator) => Err(GraphError::Quarantined { operator }),
+            None => Self::compile_under(graph, None),
+        }
+    }
+
+    /// Compiles a graph that may hold stress operators. Only the runner of a quarantine has a permit.
+    ///
+    /// # Errors
+    /// None in practice: a graph that exists has been checked.
+    pub fn compile_in_quarantine(graph: &Graph, permit: &Permit) -> Result<Self, GraphError> {
+        Self::compile_under(graph, Some(permit.ward()))
+    }
+
+    fn compile_under(graph: &Graph, ward: Option<&Ward>) -> Result<Self, GraphError> {
+        let program = lower::lower(&optimise(graph)?, ward);
         let (offsets, arena_len) = memory::lay_out(&program);
         let range = |buffer: usize| offsets[buffer]..offsets[buffer] + program.buffers[buffer];
         let mut arena = vec![0.0; arena_len];

@@ -10,6 +10,7 @@ use super::pattern::Pattern;
 use crate::dropout::Mask;
 use crate::error::RunError;
 use crate::op::{Binary, Reduction, Unary};
+use crate::stress::{Stress, Ward};
 
 /// Sizes of a matrix product, fixed by the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,7 @@ pub(super) enum Kernel {
     Broadcast(Reduction, Pattern),
     CrossEntropy { classes: usize, len: usize },
     CrossEntropyGradient(usize),
+    Stress(Stress, Ward),
 }
 
 impl Kernel {
@@ -92,7 +94,8 @@ impl Kernel {
             | Self::Pad(..)
             | Self::Reduce(..)
             | Self::Broadcast(..)
-            | Self::CrossEntropyGradient(_) => 0,
+            | Self::CrossEntropyGradient(_)
+            | Self::Stress(..) => 0,
         }
     }
 
@@ -167,6 +170,7 @@ impl Kernel {
             Self::CrossEntropy { classes, .. } => {
                 out[0] = statistics::cross_entropy(*classes, operand(0), operand(1), scratch)?;
             }
+            Self::Stress(stress, ward) => stress.run(ward, operand(0), out)?,
             Self::CrossEntropyGradient(classes) => {
                 statistics::cross_entropy_gradient(
                     *classes,
