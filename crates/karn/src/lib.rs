@@ -21,4 +21,4 @@ pub use safety::{SafetySheet, safety_sheet};
 pub use select::{
     CONSERVATIVE_POOL_MAX, Caution, Destination, Query, SelectError, Selection, select,
 };
-pub use site::Site;
+pub use site::{Site, SiteError};

@@ -1,6 +1,7 @@
 //! Where in a host a kernel is to sit: the shape of the activation that flows through the slot.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -116,9 +117,76 @@ impl fmt::Display for Site {
     }
 }
 
+/// A text that spells no site.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is no site; write vector[features], image[channels x height x width] as image[8x16x16], or \
+     sequence[length x width] as sequence[12x64], with sizes from 1 to {SIZE_MAX}"
+)]
+pub struct SiteError {
+    /// The text, cut where it is long.
+    pub text: String,
+}
+
+/// Largest size of one axis that a text may spell; what is too large for an artifact is refused later, by its bytes.
+const SIZE_MAX: usize = 1 << 20;
+
+impl FromStr for Site {
+    type Err = SiteError;
+
+    /// Reads the spelling that [`Display`](fmt::Display) writes.
+    fn from_str(text: &str) -> Result<Self, SiteError> {
+        let fault = || SiteError { text: text.chars().take(64).collect() };
+        let (kind, rest) = text.split_once('[').ok_or_else(fault)?;
+        let sizes = rest.strip_suffix(']').ok_or_else(fault)?;
+        let is_plain = |size: &&str| size.bytes().all(|byte| byte.is_ascii_digit());
+        let size = |size: &str| Some(size).filter(is_plain)?.parse::<usize>().ok();
+        let sizes: Option<Vec<usize>> = sizes.split('x').map(size).collect();
+        let sizes = sizes.filter(|sizes| sizes.iter().all(|size| (1..=SIZE_MAX).contains(size)));
+        match (kind, sizes.as_deref()) {
+            ("vector", Some(&[features])) => Ok(Self::Vector { features }),
+            ("image", Some(&[channels, height, width])) => {
+                Ok(Self::Image { channels, height, width })
+            }
+            ("sequence", Some(&[length, width])) => Ok(Self::Sequence { length, width }),
+            _ => Err(fault()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_site_is_read_as_it_is_written() {
+        for site in [
+            Site::Vector { features: 32 },
+            Site::Image { channels: 8, height: 16, width: 1 },
+            Site::Sequence { length: 12, width: 64 },
+        ] {
+            assert_eq!(site.to_string().parse(), Ok(site));
+        }
+        for text in [
+            "",
+            "vector",
+            "vector[]",
+            "vector[0]",
+            "vector[+3]",
+            "vector[3",
+            "vector[3]x",
+            "tensor[3]",
+            "vector[3x4]",
+            "image[3x4]",
+            "sequence[3]",
+            "vector[99999999999999999999]",
+            "vector[1048577]",
+            "vector[ 3]",
+        ] {
+            let fault = text.parse::<Site>().unwrap_err();
+            assert!(fault.to_string().contains("image[8x16x16]"), "{fault}");
+        }
+    }
 
     #[test]
     fn a_vector_is_read_as_channels_over_positions() {

@@ -126,7 +126,9 @@ impl Waiter {
 
     pub(crate) fn done(self, record: &Record) {
         match self {
-            Self::Demand(answer, _) => drop(answer.send(BuildAnswer::Built)),
+            Self::Demand(answer, _) => {
+                drop(answer.send(BuildAnswer::Built(Box::new(record.clone()))))
+            }
             Self::Order(answer) => drop(answer.send(Ok(record.clone()))),
         }
     }

@@ -28,7 +28,7 @@ mod verify;
 
 pub use answer::{ARTIFACT_NOT_FOUND, CHECKSUM_MISMATCH, MISSING_ARTIFACT, UNAVAILABLE};
 pub use config::{CatalogueUrl, Config, ConfigFault};
-pub use demand::{BuildAnswer, BuildOrder, Demand, WhyBuild};
+pub use demand::{BuildAnswer, BuildOrder, BuildRequest, Demand, Placed, Queued, WhyBuild};
 pub use error::{FetchError, LibraryError, Mismatch, OpenError, Remedy, StoreError, StoreFault};
 pub use job::{JobKey, JobKeyError};
 pub use library::Library;

@@ -254,7 +254,7 @@ impl Desk {
     ) {
         let reason = match answer {
             // Built, or the builder went away: what the library has now decides.
-            Some(BuildAnswer::Built) => {
+            Some(BuildAnswer::Built(_)) => {
                 return self.release(worker, blueprint, |_| OnMissing::Answer);
             }
             None => return,

@@ -18,7 +18,7 @@ use oona::{Bus, Heartbeat, Lease, Span, SpanKind, TraceContext};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use urza::{BuildAnswer, BuildOrder, Library, Record, Role};
+use urza::{BuildAnswer, BuildOrder, BuildRequest, Library, Queued, Record, Role};
 
 use crate::attempt::{Compiler, Ended, Freed, Outturn, Permit, Workshop, announce};
 use crate::backlog::{Admission, Backlog, Urgency, Verdict};
@@ -344,12 +344,13 @@ impl Shift {
 
     /// An order of the prefetch worker: by id, so it meets the rules of who may have what.
     fn demanded(&mut self, order: BuildOrder) {
-        match buildable(&order.blueprint) {
-            Ok(blueprint) => {
-                let job = Job::of(blueprint, &self.workshop.config);
-                self.add(job, Waiter::Demand(order.answer, order.trace));
+        let BuildOrder { request, queued, answer } = order;
+        match requested(&request, &self.workshop.config) {
+            Ok(job) => {
+                self.add(job, Waiter::Demand(answer, request.trace));
+                let _ = queued.send(Queued::InMemory);
             }
-            Err(answer) => drop(order.answer.send(answer)),
+            Err(refusal) => drop(answer.send(refusal)),
         }
     }
 
@@ -380,6 +381,24 @@ impl Shift {
         while let Ok(Some(())) = tokio::time::timeout_at(deadline, self.announcing.next()).await {}
         self.report();
     }
+}
+
+/// The job that a request asks for, or what is answered instead.
+fn requested(request: &BuildRequest, config: &Config) -> Result<Job, BuildAnswer> {
+    let blueprint = buildable(&request.blueprint)?;
+    let incompatible = |fault: &(dyn std::error::Error + 'static)| {
+        tracing::warn!(blueprint = %request.blueprint, fault, "request does not fit its blueprint");
+        BuildAnswer::Refused { reason: "incompatible".to_owned() }
+    };
+    let site = match &request.site {
+        None => config.site,
+        Some(text) => text.parse().map_err(|fault| incompatible(&fault))?,
+    };
+    let mut parameters = blueprint.midpoints();
+    for (name, value) in &request.parameters {
+        parameters.insert(name.as_str(), *value);
+    }
+    Job::with(blueprint, parameters, site, config).map_err(|fault| incompatible(&fault))
 }
 
 /// The blueprint, if whoever asks by id alone may have it built.

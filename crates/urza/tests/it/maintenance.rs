@@ -32,7 +32,10 @@ async fn a_scrub_finds_what_verification_took_for_granted() {
     assert_eq!(found, Scrubbed { sound: 1, quarantined: 2, unreadable: 0 });
     for blueprint in ["BP002", "BP003"] {
         let order = orders.try_recv().unwrap();
-        assert_eq!((order.blueprint.as_str(), order.why), (blueprint, WhyBuild::Rebuild));
+        assert_eq!(
+            (order.request.blueprint.as_str(), order.request.why),
+            (blueprint, WhyBuild::Rebuild)
+        );
     }
     assert!(sound.path.exists());
     let again = worker.scrub(&CancellationToken::new()).await.unwrap();

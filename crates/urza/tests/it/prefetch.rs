@@ -61,7 +61,10 @@ async fn check_broken(break_it: fn(&std::path::Path), reason: &str, quarantined:
         s.ask("r1", "BP001").await;
         assert_eq!(s.error().await.reason, reason);
         let order = orders.recv().await.unwrap();
-        assert_eq!((order.blueprint.as_str(), order.why), ("BP001", WhyBuild::Rebuild));
+        assert_eq!(
+            (order.request.blueprint.as_str(), order.request.why),
+            ("BP001", WhyBuild::Rebuild)
+        );
         s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
         s.ask("r2", "BP001").await;
         assert_eq!(s.ready().await.request_id, "r2");
@@ -90,15 +93,15 @@ async fn a_request_waits_for_its_build_and_blocks_nobody() {
         s.ask("slow 1", "BP002").await;
         s.ask("slow 2", "BP002").await;
         let order = orders.recv().await.unwrap();
-        assert_eq!(order.why, WhyBuild::Missing);
+        assert_eq!(order.request.why, WhyBuild::Missing);
         for n in 0..100 {
             s.ask(&format!("fast {n}"), "BP001").await;
         }
         for _ in 0..100 {
             assert!(s.ready().await.request_id.starts_with("fast"));
         }
-        s.fixture.library.store(artifact("BP002", b"built")).await.unwrap();
-        drop(order.answer.send(BuildAnswer::Built));
+        let built = s.fixture.library.store(artifact("BP002", b"built")).await.unwrap();
+        drop(order.answer.send(BuildAnswer::Built(Box::new(built))));
         let mut answered = [s.ready().await.request_id, s.ready().await.request_id];
         answered.sort();
         assert_eq!(answered, ["slow 1", "slow 2"]);
@@ -296,7 +299,7 @@ async fn an_order_goes_on_with_the_trace_of_its_request() {
     s.serve(demand, async |s| {
         s.ask_within("r1", "BP001", &asked.to_string()).await;
         let order = orders.recv().await.unwrap();
-        let trace = order.trace.expect("the order belongs to the trace");
+        let trace = order.request.trace.expect("the order belongs to the trace");
         assert_eq!(trace.trace_id(), asked.trace_id());
         assert_ne!(trace.span_id(), asked.span_id(), "the step of serving the request");
         order.answer.send(BuildAnswer::Unknown).unwrap();
