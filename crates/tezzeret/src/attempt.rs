@@ -173,6 +173,7 @@ impl Workshop {
             prewarm: compiled.prewarm,
             strategy: strategy.name().to_owned(),
             tier: job.blueprint().tier().into(),
+            extras: urza::Extras::new(),
         };
         let record = self.library.store(new).await?;
         oona::chaos::point(oona::chaos::Point::ArtifactStored);

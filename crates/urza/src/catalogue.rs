@@ -18,9 +18,11 @@ use sqlx::sqlite::{
 
 use crate::config::Config;
 use crate::damage;
-use crate::error::{LibraryError, OpenError, StoreFault};
+use crate::error::{LibraryError, OpenError, StoreError, StoreFault};
+use crate::extras::{Extras, canonical, in_order};
 use crate::files::Files;
 use crate::job::JobKey;
+use crate::measurement::Measurement;
 use crate::prewarm::{Prewarm, SAMPLES_MAX};
 use crate::record::{NewArtifact, Page, Record, RecordId, RecordState, Role};
 
@@ -36,7 +38,14 @@ struct Embedded;
 
 impl MigrationSource<'static> for Embedded {
     fn resolve(self) -> BoxFuture<'static, Result<Vec<Migration>, BoxDynError>> {
-        let migrations = [(1, "records", include_str!("../migrations/0001_records.sql"))];
+        let migrations = [
+            (1, "records", include_str!("../migrations/0001_records.sql")),
+            (
+                2,
+                "extras and measurements",
+                include_str!("../migrations/0002_extras_and_measurements.sql"),
+            ),
+        ];
         Box::pin(async move {
             Ok(migrations
                 .into_iter()
@@ -176,8 +185,13 @@ impl Catalogue {
         new: &NewArtifact,
         digest: &kernel::Digest,
         now_ms: u64,
-    ) -> Result<Record, LibraryError> {
-        self.within(self.insert_row(new, digest, now_ms)).await.and_then(|row| self.record(&row))
+    ) -> Result<Record, StoreError> {
+        // Checked before anything is touched.
+        let _ = canonical(&new.extras)?;
+        Ok(self
+            .within(self.insert_row(new, digest, now_ms))
+            .await
+            .and_then(|row| self.record(&row))?)
     }
 
     async fn insert_row(
@@ -214,11 +228,18 @@ impl Catalogue {
         .execute(&mut *tx)
         .await?;
         let samples = joined(earlier, &new.prewarm);
+        let mut extras = before.as_ref().and_then(|row| extras(row).ok()).unwrap_or_default();
+        extras.extend(new.extras.clone());
+        let extras = match canonical(&extras) {
+            Ok(text) => text,
+            // With what earlier ones said it grew too large: what is new counts.
+            Err(_) => canonical(&new.extras).unwrap_or_else(|_| "{}".to_owned()),
+        };
         let row = sqlx::query(
             "INSERT INTO records (blueprint, job_key, parameters, site, engine, role, digest, bytes, \
              guard_digest, guard_spec, guard_summary, compile_ms, prewarm_machine, prewarm_samples, \
-             strategy, tier, created_at_ms, state) \
-             VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,'active') RETURNING *",
+             strategy, tier, created_at_ms, extras, state) \
+             VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,'active') RETURNING *",
         )
         .bind(new.job.blueprint.as_str())
         .bind(&key)
@@ -237,6 +258,7 @@ impl Catalogue {
         .bind(&new.strategy)
         .bind(new.tier as i32)
         .bind(created_at_ms)
+        .bind(extras)
         .fetch_one(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -254,6 +276,86 @@ impl Catalogue {
                 .bind(&prewarm.machine)
                 .bind(samples_json(prewarm))
                 .bind(id.0);
+        self.within(query.execute(&self.pool)).await.map(drop)
+    }
+
+    /// Sets one extra of a record; `null` removes it.
+    pub(crate) async fn set_extra(
+        &self,
+        record: &Record,
+        name: &str,
+        value: &serde_json::Value,
+    ) -> Result<(), StoreError> {
+        let work = async {
+            let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+            // By job and digest: storing the artifact again gives it another row.
+            let row =
+                sqlx::query("SELECT id, extras FROM records WHERE job_key = ? AND digest = ?")
+                    .bind(record.job.digest().to_hex())
+                    .bind(record.digest.to_hex())
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            let Some(row) = row else { return Ok(Err(StoreError::Forgotten)) };
+            let mut extras = extras(&row).unwrap_or_default();
+            match value {
+                serde_json::Value::Null => drop(extras.remove(name)),
+                value => drop(extras.insert(name.to_owned(), value.clone())),
+            }
+            let text = match canonical(&extras) {
+                Ok(text) => text,
+                Err(refused) => return Ok(Err(refused.into())),
+            };
+            sqlx::query("UPDATE records SET extras = ? WHERE id = ?")
+                .bind(text)
+                .bind(row.try_get::<i64, _>("id")?)
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await?;
+            Ok(Ok(()))
+        };
+        self.within(work).await?
+    }
+
+    /// What a machine has measured of a file.
+    pub(crate) async fn measurement(
+        &self,
+        digest: &kernel::Digest,
+        machine: &str,
+        engine: &str,
+    ) -> Result<Option<Measurement>, LibraryError> {
+        let query = sqlx::query(
+            "SELECT samples_ms, algorithms, measured_at_ms FROM measurements \
+             WHERE digest = ? AND machine = ? AND engine = ?",
+        )
+        .bind(digest.to_hex())
+        .bind(machine)
+        .bind(engine);
+        let row = self.within(query.fetch_optional(&self.pool)).await?;
+        // One that cannot be read is as good as none: it is measured again.
+        Ok(row.and_then(|row| measurement(&row)))
+    }
+
+    /// Keeps what a machine has measured of a file, instead of what it measured before.
+    pub(crate) async fn set_measurement(
+        &self,
+        digest: &kernel::Digest,
+        machine: &str,
+        engine: &str,
+        measured: &Measurement,
+    ) -> Result<(), LibraryError> {
+        let samples = Prewarm::new(machine, measured.samples_ms.iter().copied());
+        let query = sqlx::query(
+            "INSERT INTO measurements (digest, machine, engine, samples_ms, algorithms, measured_at_ms) \
+             VALUES (?,?,?,?,?,?) ON CONFLICT (digest, machine, engine) DO UPDATE SET \
+             samples_ms = excluded.samples_ms, algorithms = excluded.algorithms, \
+             measured_at_ms = excluded.measured_at_ms",
+        )
+        .bind(digest.to_hex())
+        .bind(machine)
+        .bind(engine)
+        .bind(samples_json(&samples))
+        .bind(in_order(&measured.algorithms).to_string())
+        .bind(signed(measured.measured_at_ms));
         self.within(query.execute(&self.pool)).await.map(drop)
     }
 
@@ -337,8 +439,25 @@ fn read(row: &SqliteRow, id: RecordId, files: &Files) -> Result<Record, &'static
         strategy: text("strategy")?,
         // An unknown tier is refused, never taken for a safe one.
         tier: BlueprintTier::try_from(tier).map_err(|_| "tier")?,
+        extras: extras(row)?,
         created_at_ms: number("created_at_ms")?,
         state,
+    })
+}
+
+fn extras(row: &SqliteRow) -> Result<Extras, &'static str> {
+    let text: String = row.try_get("extras").map_err(|_| "extras")?;
+    serde_json::from_str(&text).map_err(|_| "extras")
+}
+
+fn measurement(row: &SqliteRow) -> Option<Measurement> {
+    let samples: String = row.try_get("samples_ms").ok()?;
+    let algorithms: String = row.try_get("algorithms").ok()?;
+    let measured_at_ms: i64 = row.try_get("measured_at_ms").ok()?;
+    Some(Measurement {
+        samples_ms: serde_json::from_str(&samples).ok()?,
+        algorithms: serde_json::from_str(&algorithms).ok()?,
+        measured_at_ms: u64::try_from(measured_at_ms).ok()?,
     })
 }
 

@@ -100,6 +100,12 @@ pub enum StoreError {
     /// The job cannot be keyed.
     #[error(transparent)]
     Job(#[from] crate::job::JobKeyError),
+    /// The extras cannot be kept.
+    #[error(transparent)]
+    Extras(#[from] crate::extras::ExtrasError),
+    /// There is no record of this job with this digest any more.
+    #[error("the artifact is no longer in the catalogue; store it again")]
+    Forgotten,
     /// The artifact has no bytes, or more than the library takes.
     #[error("an artifact has 1 to {max} bytes, this one has {found}")]
     Size {

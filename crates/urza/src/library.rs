@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::error::{FetchError, LibraryError, OpenError, Remedy, StoreError};
 use crate::files::Files;
 use crate::job::JobKey;
+use crate::measurement::Measurement;
 use crate::metrics::{Lookup, Metrics};
 use crate::prewarm::Prewarm;
 use crate::record::{NewArtifact, Page, Record, Role};
@@ -267,6 +268,50 @@ impl Library {
         self.inner.catalogue.set_prewarm(record.id, prewarm).await?;
         self.cache(|cache| cache.remove(&record.job.blueprint));
         Ok(())
+    }
+
+    /// Sets one extra of an artifact's record; `null` removes it. Others of its extras stay, whoever sets them meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Extras`] when it cannot be kept, [`StoreError::Forgotten`] when the record is gone,
+    /// [`StoreError::Catalogue`] when the store did not answer.
+    pub async fn set_extra(
+        &self,
+        record: &Record,
+        name: &str,
+        value: &serde_json::Value,
+    ) -> Result<(), StoreError> {
+        self.inner.catalogue.set_extra(record, name, value).await?;
+        self.cache(|cache| cache.remove(&record.job.blueprint));
+        Ok(())
+    }
+
+    /// What a machine has measured of an artifact with an engine; `None` when it has not.
+    ///
+    /// # Errors
+    /// [`LibraryError::Unavailable`] when nobody can tell.
+    pub async fn measurement(
+        &self,
+        digest: &Digest,
+        machine: &str,
+        engine: &str,
+    ) -> Result<Option<Measurement>, LibraryError> {
+        self.inner.catalogue.measurement(digest, machine, engine).await
+    }
+
+    /// Keeps what a machine has measured of an artifact, in place of what it measured before. Samples that are not
+    /// finite and above zero are dropped, and all but the last [`crate::SAMPLES_MAX`].
+    ///
+    /// # Errors
+    /// [`LibraryError::Unavailable`]
+    pub async fn set_measurement(
+        &self,
+        digest: &Digest,
+        machine: &str,
+        engine: &str,
+        measured: &Measurement,
+    ) -> Result<(), LibraryError> {
+        self.inner.catalogue.set_measurement(digest, machine, engine, measured).await
     }
 
     /// Names the artifact directory: the same for every process that works on it, by whatever path.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use kernel::Digest;
 use leyline::wire::BlueprintTier;
 
+use crate::extras::Extras;
 use crate::job::JobKey;
 use crate::prewarm::Prewarm;
 
@@ -74,6 +75,8 @@ pub struct NewArtifact {
     pub strategy: String,
     /// Tier of its blueprint; never unspecified.
     pub tier: BlueprintTier,
+    /// What else is said of it, by name.
+    pub extras: Extras,
 }
 
 /// One artifact of the library.
@@ -105,6 +108,8 @@ pub struct Record {
     pub strategy: String,
     /// Tier of its blueprint.
     pub tier: BlueprintTier,
+    /// What else is said of it, by name.
+    pub extras: Extras,
     /// When it was first stored, in Unix milliseconds.
     pub created_at_ms: u64,
     /// Whether it may be offered.

@@ -7,9 +7,10 @@ use kernel::Digest;
 use leyline::ids::BlueprintId;
 use leyline::wire::BlueprintTier;
 use prometheus_client::registry::Registry;
+use serde_json::json;
 use urza::{
-    Config, FetchError, Library, LibraryError, Metrics, Mismatch, OpenError, Page, Prewarm,
-    RecordState, Remedy, Role, StoreError,
+    Config, FetchError, Library, LibraryError, Measurement, Metrics, Mismatch, OpenError, Page,
+    Prewarm, RecordState, Remedy, Role, StoreError,
 };
 
 use crate::support::{Fixture, artifact, count, fixture};
@@ -321,4 +322,59 @@ async fn closed_catalogue(fixture: &Fixture) -> std::path::PathBuf {
     };
     tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the catalogue is closed");
     fixture.dir.path().join("catalog.db")
+}
+
+#[tokio::test]
+async fn extras_stand_beside_a_record_and_nobody_loses_anothers() {
+    let f = fixture().await;
+    let mut new = artifact("BP001", b"one");
+    new.extras.insert("safety".to_owned(), json!({ "risk": 0.25, "band": "low" }));
+    let stored = f.library.store(new).await.unwrap();
+    assert_eq!(stored.extras["safety"], json!({ "band": "low", "risk": 0.25 }));
+    f.library.set_extra(&stored, "execution", &json!("plan")).await.unwrap();
+    let other = f.another_process().await;
+    other.set_extra(&stored, "difference", &json!(1e-7)).await.unwrap();
+    // Stored again without a word about them: they stay.
+    let mut again = artifact("BP001", b"one");
+    again.extras.insert("execution".to_owned(), json!("interpreter"));
+    let again = f.library.store(again).await.unwrap();
+    assert_eq!(again.extras["execution"], json!("interpreter"));
+    assert_eq!(again.extras["difference"], json!(1e-7));
+    assert_eq!(again.extras["safety"]["band"], json!("low"));
+    // By an older record of the same artifact, too.
+    f.library.set_extra(&stored, "difference", &serde_json::Value::Null).await.unwrap();
+    let found = f.library.find(&id("BP001")).await.unwrap().unwrap();
+    assert_eq!(found.extras.keys().collect::<Vec<_>>(), ["execution", "safety"]);
+
+    let refused = f.library.set_extra(&stored, "No Name", &json!(1)).await;
+    assert!(matches!(refused, Err(StoreError::Extras(_))), "{refused:?}");
+    let mut gone = stored.clone();
+    gone.digest = Digest::of("never stored");
+    let refused = f.library.set_extra(&gone, "safety", &json!(1)).await;
+    assert!(matches!(refused, Err(StoreError::Forgotten)), "{refused:?}");
+    let mut unnamed = artifact("BP002", b"two");
+    unnamed.extras.insert(String::new(), json!(1));
+    assert!(matches!(f.library.store(unnamed).await, Err(StoreError::Extras(_))));
+}
+
+#[tokio::test]
+async fn measurements_are_kept_by_digest_machine_and_engine() {
+    let f = fixture().await;
+    let digest = f.library.store(artifact("BP001", b"one")).await.unwrap().digest;
+    let measured = Measurement {
+        samples_ms: (1..=25).map(f64::from).chain([f64::NAN, 0.0]).collect(),
+        algorithms: json!({ "3": "im2col", "1": "direct" }),
+        measured_at_ms: 1_700_000_000_000,
+    };
+    f.library.set_measurement(&digest, "here", "engine-1", &measured).await.unwrap();
+    let found = f.library.measurement(&digest, "here", "engine-1").await.unwrap().unwrap();
+    assert_eq!(found.samples_ms, (6..=25).map(f64::from).collect::<Vec<_>>());
+    assert_eq!(found.algorithms, measured.algorithms);
+    assert_eq!(found.measured_at_ms, measured.measured_at_ms);
+    for (machine, engine) in [("there", "engine-1"), ("here", "engine-2")] {
+        assert_eq!(f.library.measurement(&digest, machine, engine).await.unwrap(), None);
+    }
+    let newer = Measurement { samples_ms: vec![0.5], ..Measurement::default() };
+    f.library.set_measurement(&digest, "here", "engine-1", &newer).await.unwrap();
+    assert_eq!(f.library.measurement(&digest, "here", "engine-1").await.unwrap(), Some(newer));
 }

@@ -70,6 +70,7 @@ pub fn artifact(blueprint: &str, bytes: &[u8]) -> NewArtifact {
         prewarm: Prewarm::new("this machine", [1.0, 2.0, 3.0, 4.0]),
         strategy: "standard".to_owned(),
         tier: BlueprintTier::Safe,
+        extras: urza::Extras::new(),
     }
 }
 

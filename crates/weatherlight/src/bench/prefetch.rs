@@ -109,5 +109,6 @@ fn artifact() -> NewArtifact {
         prewarm: Prewarm::default(),
         strategy: "standard".to_owned(),
         tier: BlueprintTier::Safe,
+        extras: urza::Extras::new(),
     }
 }

@@ -97,6 +97,7 @@ async fn make(
             prewarm: compiled.prewarm,
             strategy: strategy.name().to_owned(),
             tier: blueprint.tier().into(),
+            extras: urza::Extras::new(),
         })
         .await?;
     Ok(Made::Compiled(compiled.took))
