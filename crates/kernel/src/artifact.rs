@@ -3,11 +3,15 @@
 //! A kernel is data. Opening one verifies its digest, parses, and checks everything against everything else; it
 //! executes nothing. What was written by [`write_bytes`] is a function of the manifest and the parameters only, so
 //! that the same job gives the same file and the same digest.
+//!
+//! [`Verified::open`] looks at every byte (digest, manifest, finite values); after that [`Verified::load`] reads the
+//! header alone and leaves the values in the file. What is large stays there until it is changed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
@@ -18,11 +22,18 @@ use crate::digest::Digest;
 use crate::error::{GraphError, RunError};
 use crate::graph::Graph;
 use crate::guard::GuardSpec;
+use crate::mapping::Mapping;
 use crate::probe::probe_digest;
 use crate::tensor::{Params, Tensor};
 
-/// Version of the file format this engine writes and reads.
-pub const FORMAT: u32 = 1;
+/// Version of the file format this engine writes. It reads this one and [`FORMAT_OLDEST`].
+pub const FORMAT: u32 = 2;
+/// Oldest version this engine reads: without a host, a job and tolerances of operators.
+pub const FORMAT_OLDEST: u32 = 1;
+/// Host of a kernel that fits any host with such a site.
+pub const ANY_HOST: &str = "any";
+/// Files below this many bytes are copied and closed: a map costs a file descriptor and page faults.
+const MAP_BYTES_MIN: u64 = 1024 * 1024;
 /// Largest artifact, in bytes. The largest template has some ten million parameters, 40 MB.
 pub const ARTIFACT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Key of the manifest in the file's metadata.
@@ -34,6 +45,9 @@ const MANIFEST_KEY: &str = "esper.manifest";
 pub struct Manifest {
     /// [`FORMAT`] at the time of writing.
     pub format: u32,
+    /// Network it was built for, [`ANY_HOST`] where that is open.
+    #[serde(default = "any_host")]
+    pub host: String,
     /// Blueprint the kernel was compiled from.
     pub blueprint: String,
     /// The blueprint's parameters at that time.
@@ -50,24 +64,37 @@ pub struct Manifest {
     pub cost: Cost,
     /// How far a plan's outputs may be from the interpreter's, relative to the largest of them.
     pub tolerance: f32,
+    /// The same for single operators, by the name that the manifest has for them, where it was recorded.
+    #[serde(default)]
+    pub tolerances: BTreeMap<String, f32>,
     /// Digest of the interpreter's outputs for the probe inputs, of the graph in inference form.
     pub probe_digest: Digest,
     /// Who made it.
     pub provenance: Provenance,
 }
 
-/// Who made a kernel.
+fn any_host() -> String {
+    ANY_HOST.to_owned()
+}
+
+/// Who made a kernel, and out of what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
     /// Version of the tensor engine.
     pub engine: String,
+    /// Version of the forge: its templates and starting weights. Empty when none was told.
+    #[serde(default)]
+    pub forge: String,
+    /// Digest of the job it is the result of. The same job gives the same file.
+    #[serde(default)]
+    pub job: Option<Digest>,
 }
 
 impl Provenance {
-    /// This engine.
+    /// This engine, for nobody's job.
     pub fn current() -> Self {
-        Self { engine: env!("CARGO_PKG_VERSION").to_owned() }
+        Self { engine: env!("CARGO_PKG_VERSION").to_owned(), forge: String::new(), job: None }
     }
 }
 
@@ -114,7 +141,9 @@ pub enum ArtifactError {
         source: serde_json::Error,
     },
     /// A format of another time.
-    #[error("the kernel has format {found}, this engine reads {FORMAT}; compile it again")]
+    #[error(
+        "the kernel has format {found}, this engine reads {FORMAT_OLDEST} to {FORMAT}; compile it again"
+    )]
     Version {
         /// Its format.
         found: u32,
@@ -199,6 +228,7 @@ impl Manifest {
         let guard = GuardSpec::of_graph(&graph);
         Ok(Self {
             format: FORMAT,
+            host: any_host(),
             blueprint: blueprint.to_owned(),
             parameters,
             site,
@@ -206,22 +236,44 @@ impl Manifest {
             guard,
             cost: Cost::of(&graph),
             tolerance,
+            tolerances: BTreeMap::new(),
             probe_digest: probe(&graph, params)?,
             provenance: Provenance::current(),
             graph,
         })
     }
 
+    /// The same manifest of a kernel for one network.
+    #[must_use]
+    pub fn for_host(self, host: &str) -> Self {
+        Self { host: host.to_owned(), ..self }
+    }
+
+    /// The same manifest with the forge and the job it came from.
+    #[must_use]
+    pub fn made_by(self, forge: &str, job: Digest) -> Self {
+        let provenance = Provenance { forge: forge.to_owned(), job: Some(job), ..self.provenance };
+        Self { provenance, ..self }
+    }
+
+    /// The same manifest with the tolerances its operators were checked against.
+    #[must_use]
+    pub fn with_tolerances(self, tolerances: BTreeMap<String, f32>) -> Self {
+        Self { tolerances, ..self }
+    }
+
     /// Whether the parts agree with the graph. Executes nothing.
     fn check(&self) -> Result<(), ArtifactError> {
         refuse_stress(&self.graph)?;
-        let is_tolerance = self.tolerance.is_finite() && self.tolerance >= 0.0;
+        let is_sound = |tolerance: &f32| tolerance.is_finite() && *tolerance >= 0.0;
+        let is_tolerance = is_sound(&self.tolerance) && self.tolerances.values().all(is_sound);
         let parts = [
             (self.guard == GuardSpec::of_graph(&self.graph), "guard"),
             (self.guard_digest == self.guard.digest(), "guard digest"),
             (self.cost == Cost::of(&self.graph), "cost"),
             (is_tolerance, "tolerance"),
             (!self.blueprint.is_empty(), "blueprint"),
+            (!self.host.is_empty(), "host"),
         ];
         match parts.iter().find(|(holds, _)| !holds) {
             Some(&(_, field)) => Err(ArtifactError::Contradiction { field }),
@@ -250,6 +302,15 @@ fn parameter_error(name: &str, problem: ParameterProblem) -> ArtifactError {
 
 /// Exactly the graph's parameters, each of its shape and finite.
 fn check_params(graph: &Graph, params: &Params) -> Result<(), ArtifactError> {
+    check_shapes(graph, params)?;
+    match params.iter().find(|(_, tensor)| !tensor.is_finite()) {
+        Some((name, _)) => Err(parameter_error(name, ParameterProblem::NotFinite)),
+        None => Ok(()),
+    }
+}
+
+/// Exactly the graph's parameters, each of its shape.
+fn check_shapes(graph: &Graph, params: &Params) -> Result<(), ArtifactError> {
     for (name, expected) in graph.parameters() {
         let Some(tensor) = params.get(name) else {
             return Err(parameter_error(name, ParameterProblem::Missing));
@@ -260,9 +321,6 @@ fn check_params(graph: &Graph, params: &Params) -> Result<(), ArtifactError> {
                 found: tensor.shape().to_vec(),
             };
             return Err(parameter_error(name, problem));
-        }
-        if !tensor.is_finite() {
-            return Err(parameter_error(name, ParameterProblem::NotFinite));
         }
     }
     match params.iter().find(|(name, _)| graph.parameter_node(name).is_none()) {
@@ -324,6 +382,107 @@ impl View for Stored<'_> {
     }
 }
 
+/// An artifact of which every byte was looked at, and which stays open.
+#[derive(Debug)]
+pub struct Verified {
+    bytes: Bytes,
+    digest: Digest,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Read(Vec<u8>),
+    Mapped(Arc<Mapping>),
+}
+
+impl Verified {
+    /// Opens the artifact at `path` and looks at all of it. Blocking, as long as hashing takes.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] says what was refused; the digest is compared before anything is parsed.
+    pub fn open(path: impl AsRef<Path>, expected: &Digest) -> Result<Self, ArtifactError> {
+        let path = path.as_ref();
+        let file = File::open(path);
+        let file = file.map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
+        Ok(Self::check(file, path, expected)?.0)
+    }
+
+    /// Makes a kernel of it. The values stay where they are, so a large kernel takes as long as a small one.
+    ///
+    /// # Errors
+    /// None in practice: it was loaded once when it was verified.
+    pub fn load(&self) -> Result<Kernel, ArtifactError> {
+        match &self.bytes {
+            Bytes::Read(bytes) => read_kernel(bytes, self.digest, &read_tensor),
+            Bytes::Mapped(mapping) => read_kernel(mapping.bytes(), self.digest, &|name, view| {
+                map_tensor(name, view, mapping)
+            }),
+        }
+    }
+
+    fn check(file: File, path: &Path, expected: &Digest) -> Result<(Self, Kernel), ArtifactError> {
+        let read = |source| ArtifactError::Read { path: path.to_owned(), source };
+        let bytes = Bytes::of_file(file).map_err(read)?;
+        let digest = verify(bytes.as_slice(), expected)?;
+        let verified = Self { bytes, digest };
+        let kernel = verified.load()?;
+        check_params(kernel.graph(), &kernel.params)?;
+        Ok((verified, kernel))
+    }
+}
+
+impl Bytes {
+    /// The whole of a file. How long it may be is for [`verify`] to say: a map costs nothing for its length.
+    fn of_file(file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        if metadata.len() < MAP_BYTES_MIN {
+            let mut bytes = Vec::with_capacity(metadata.len() as usize);
+            file.take(MAP_BYTES_MIN).read_to_end(&mut bytes)?;
+            return Ok(Self::Read(bytes));
+        }
+        Ok(Self::Mapped(Arc::new(Mapping::new(file)?)))
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Mapped(mapping) => mapping.bytes(),
+        }
+    }
+}
+
+fn verify(bytes: &[u8], expected: &Digest) -> Result<Digest, ArtifactError> {
+    check_length(bytes.len() as u64)?;
+    let actual = Digest::of(bytes);
+    if actual != *expected {
+        return Err(ArtifactError::Corrupt { expected: *expected, actual });
+    }
+    Ok(actual)
+}
+
+/// Reads verified bytes; `tensor` takes the values.
+fn read_kernel(
+    bytes: &[u8],
+    digest: Digest,
+    tensor: &dyn Fn(&str, &TensorView<'_>) -> Result<Tensor, ArtifactError>,
+) -> Result<Kernel, ArtifactError> {
+    let format = |source| ArtifactError::Format { source };
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
+    let text = header.metadata().as_ref().and_then(|map| map.get(MANIFEST_KEY));
+    let manifest = read_manifest(text.ok_or(ArtifactError::NoManifest)?)?;
+    manifest.check()?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(format)?;
+    let params: Params = tensors
+        .iter()
+        .map(|(name, view)| Ok((name.to_owned(), tensor(name, &view)?)))
+        .collect::<Result<_, ArtifactError>>()?;
+    check_shapes(&manifest.graph, &params)?;
+    Ok(Kernel { manifest, params, digest })
+}
+
 /// A verified kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kernel {
@@ -333,50 +492,34 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Opens the artifact with the digest `expected`. Blocking; the file is mapped while it is verified and
-    /// nothing refers to it afterwards.
+    /// Opens the artifact at `path` with the digest `expected` and looks at all of it. Blocking.
     ///
     /// # Errors
-    /// [`ArtifactError::Read`] and everything of [`Kernel::parse`].
+    /// [`ArtifactError`] says what was refused; the digest is compared before anything is parsed.
     pub fn open(path: impl AsRef<Path>, expected: &Digest) -> Result<Self, ArtifactError> {
         let path = path.as_ref();
-        let read = |source| ArtifactError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(read)?;
-        let metadata = file.metadata().map_err(read)?;
-        if !metadata.is_file() {
-            return Err(read(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        check_length(metadata.len())?;
-        // SAFETY: a map is undefined behaviour only when the file changes under it. Artifacts are content-addressed:
-        // they are written under another name, renamed once complete and never changed in place; and the map lives
-        // no longer than this call.
-        #[allow(unsafe_code)]
-        let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(read)?;
-        Self::parse(&bytes, expected)
+        let file = File::open(path);
+        let file = file.map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
+        Self::of_file(file, path, expected)
+    }
+
+    /// As [`Kernel::open`], of a file that the caller has opened; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Kernel::open`].
+    pub fn of_file(file: File, path: &Path, expected: &Digest) -> Result<Self, ArtifactError> {
+        Ok(Verified::check(file, path, expected)?.1)
     }
 
     /// Verifies and reads the bytes of an artifact.
     ///
     /// # Errors
-    /// [`ArtifactError`] says what was refused; the digest is compared before anything is parsed.
+    /// As [`Kernel::open`].
     pub fn parse(bytes: &[u8], expected: &Digest) -> Result<Self, ArtifactError> {
-        check_length(bytes.len() as u64)?;
-        let actual = Digest::of(bytes);
-        if actual != *expected {
-            return Err(ArtifactError::Corrupt { expected: *expected, actual });
-        }
-        let format = |source| ArtifactError::Format { source };
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
-        let text = header.metadata().as_ref().and_then(|map| map.get(MANIFEST_KEY));
-        let manifest = read_manifest(text.ok_or(ArtifactError::NoManifest)?)?;
-        manifest.check()?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(format)?;
-        let params: Params = tensors
-            .iter()
-            .map(|(name, view)| Ok((name.to_owned(), read_tensor(name, &view)?)))
-            .collect::<Result<_, ArtifactError>>()?;
-        check_params(&manifest.graph, &params)?;
-        Ok(Self { manifest, params, digest: actual })
+        let digest = verify(bytes, expected)?;
+        let kernel = read_kernel(bytes, digest, &read_tensor)?;
+        check_params(kernel.graph(), &kernel.params)?;
+        Ok(kernel)
     }
 
     /// The manifest.
@@ -423,18 +566,37 @@ fn read_manifest(text: &str) -> Result<Manifest, ArtifactError> {
     }
     let manifest = |source| ArtifactError::Manifest { source };
     let Versioned { format } = serde_json::from_str(text).map_err(manifest)?;
-    if format != FORMAT {
+    if !(FORMAT_OLDEST..=FORMAT).contains(&format) {
         return Err(ArtifactError::Version { found: format });
     }
     serde_json::from_str(text).map_err(manifest)
 }
 
 fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, ArtifactError> {
-    if view.dtype() != Dtype::F32 {
-        let found = format!("{:?}", view.dtype());
-        return Err(parameter_error(name, ParameterProblem::ElementType(found)));
-    }
+    check_element_type(name, view)?;
     let (values, _) = view.data().as_chunks::<{ size_of::<f32>() }>();
     let data = values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
     Tensor::new(view.shape(), data).map_err(|source| ArtifactError::Graph { source })
+}
+
+/// The tensor where it lies in the file, or a copy where it does not lie so that it could be used there.
+fn map_tensor(
+    name: &str,
+    view: &TensorView<'_>,
+    mapping: &Arc<Mapping>,
+) -> Result<Tensor, ArtifactError> {
+    check_element_type(name, view)?;
+    match mapping.range_of(view.data()) {
+        Some(range) => Tensor::mapped(view.shape(), mapping, range)
+            .map_err(|source| ArtifactError::Graph { source }),
+        None => read_tensor(name, view),
+    }
+}
+
+fn check_element_type(name: &str, view: &TensorView<'_>) -> Result<(), ArtifactError> {
+    if view.dtype() == Dtype::F32 {
+        return Ok(());
+    }
+    let found = format!("{:?}", view.dtype());
+    Err(parameter_error(name, ParameterProblem::ElementType(found)))
 }

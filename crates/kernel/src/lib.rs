@@ -18,6 +18,7 @@ pub mod guard;
 mod init;
 pub mod interpret;
 mod layers;
+mod mapping;
 pub mod op;
 mod optimise;
 pub mod optimiser;

@@ -233,7 +233,7 @@ impl Optimiser {
             if group.frozen {
                 continue;
             }
-            let parameter = &mut values[entry.range.clone()];
+            let parameter = values.get_mut(&entry.place);
             if gradient.len() != parameter.len() {
                 let (expected, found) = (parameter.len(), gradient.len());
                 return Err(OptimiserError::Size { name: name.to_owned(), expected, found });

@@ -1,11 +1,13 @@
-//! Parameters in training: one flat buffer with named ranges in named groups.
+//! Parameters in training: named ranges in a buffer for each group.
 //!
-//! A plan reads them where they lie and an optimiser changes them there, so that a step copies none.
+//! A plan reads them where they lie and an optimiser changes them there, so that a step copies none. A group that
+//! comes straight out of an artifact's file stays there until it is changed, page by page; the others never move.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
+use crate::mapping::{Mapping, PrivateMapping};
 use crate::plan::Outputs;
 use crate::tensor::{Params, Tensor};
 
@@ -19,7 +21,67 @@ pub(crate) struct Layout {
 pub(crate) struct Entry {
     pub(crate) group: String,
     pub(crate) shape: Vec<usize>,
-    pub(crate) range: Range<usize>,
+    pub(crate) place: Place,
+}
+
+/// Where a parameter lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    segment: usize,
+    range: Range<usize>,
+}
+
+impl Place {
+    /// Number of values.
+    pub(crate) fn len(&self) -> usize {
+        self.range.len()
+    }
+}
+
+/// The values of all groups, one segment each.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Segments(Vec<Segment>);
+
+impl Segments {
+    pub(crate) fn get(&self, place: &Place) -> &[f32] {
+        &self.0[place.segment][place.range.clone()]
+    }
+
+    pub(crate) fn get_mut(&mut self, place: &Place) -> &mut [f32] {
+        &mut self.0[place.segment][place.range.clone()]
+    }
+}
+
+#[derive(Debug)]
+enum Segment {
+    Owned(Vec<f32>),
+    Mapped(PrivateMapping),
+}
+
+impl Deref for Segment {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Owned(values) => values,
+            Self::Mapped(mapping) => mapping,
+        }
+    }
+}
+
+impl DerefMut for Segment {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Owned(values) => values,
+            Self::Mapped(mapping) => mapping,
+        }
+    }
+}
+
+impl Clone for Segment {
+    fn clone(&self) -> Self {
+        Self::Owned(self.to_vec())
+    }
 }
 
 /// Why a group could not be added, removed or read.
@@ -57,10 +119,10 @@ pub enum StoreError {
     },
 }
 
-/// Parameters in one flat buffer. Each belongs to exactly one group.
+/// Parameters where plans and optimisers work on them. Each belongs to exactly one group.
 #[derive(Debug, Clone, Default)]
 pub struct ParamStore {
-    values: Vec<f32>,
+    segments: Segments,
     layout: Arc<Layout>,
     groups: Vec<String>,
 }
@@ -94,35 +156,36 @@ impl ParamStore {
         {
             return Err(StoreError::Owned { name: name.to_owned(), group: entry.group.clone() });
         }
+        let (segment, ranges) = Segment::of(params);
+        let index = self.segments.0.len();
         let mut entries = self.layout.entries.clone();
-        for (name, tensor) in params.iter() {
-            let range = self.values.len()..self.values.len() + tensor.len();
-            self.values.extend_from_slice(tensor.data());
-            let entry = Entry { group: group.to_owned(), shape: tensor.shape().to_vec(), range };
-            entries.insert(name.to_owned(), entry);
+        for ((name, tensor), range) in params.iter().zip(ranges) {
+            let (group, shape) = (group.to_owned(), tensor.shape().to_vec());
+            let place = Place { segment: index, range };
+            entries.insert(name.to_owned(), Entry { group, shape, place });
         }
+        self.segments.0.push(segment);
         self.groups.push(group.to_owned());
         self.layout = Arc::new(Layout { entries });
         Ok(())
     }
 
-    /// Takes a group out and returns its parameters; the others close ranks.
+    /// Takes a group out and returns its parameters; the values of the others do not move.
     ///
     /// # Errors
     /// [`StoreError::UnknownGroup`].
     pub fn remove_group(&mut self, group: &str) -> Result<Params, StoreError> {
         let removed = self.group(group)?;
-        let kept: Vec<(String, Params)> = self
-            .groups
-            .iter()
-            .filter(|known| *known != group)
-            .map(|known| Ok((known.clone(), self.group(known)?)))
-            .collect::<Result<_, StoreError>>()?;
-        let mut smaller = Self::new();
-        for (name, params) in &kept {
-            smaller.add_group(name, params)?;
+        let index = self.groups.iter().position(|known| known == group);
+        let index = index.expect("its parameters were found above");
+        self.groups.remove(index);
+        self.segments.0.remove(index);
+        let mut entries = self.layout.entries.clone();
+        entries.retain(|_, entry| entry.group != group);
+        for entry in entries.values_mut().filter(|entry| index < entry.place.segment) {
+            entry.place.segment -= 1;
         }
-        *self = smaller;
+        self.layout = Arc::new(Layout { entries });
         Ok(removed)
     }
 
@@ -148,7 +211,7 @@ impl ParamStore {
     }
 
     fn tensor(&self, entry: &Entry) -> Tensor {
-        let data = self.values[entry.range.clone()].to_vec();
+        let data = self.segments.get(&entry.place).to_vec();
         Tensor::new(entry.shape.clone(), data).expect("the layout was made from tensors")
     }
 
@@ -170,12 +233,12 @@ impl ParamStore {
 
     /// Values of one parameter.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
-        self.layout.entries.get(name).map(|entry| &self.values[entry.range.clone()])
+        self.layout.entries.get(name).map(|entry| self.segments.get(&entry.place))
     }
 
     /// Values of one parameter, to be changed in place.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut [f32]> {
-        self.layout.entries.get(name).map(|entry| &mut self.values[entry.range.clone()])
+        self.layout.entries.get(name).map(|entry| self.segments.get_mut(&entry.place))
     }
 
     /// Overwrites one parameter.
@@ -200,9 +263,9 @@ impl ParamStore {
         outputs.updates().try_for_each(|(name, values)| self.set(name, values))
     }
 
-    /// All values; where each parameter lies is the store's own business.
-    pub fn values(&self) -> &[f32] {
-        &self.values
+    /// The values, to be found by the places of the layout.
+    pub(crate) fn segments(&self) -> &Segments {
+        &self.segments
     }
 
     pub(crate) fn layout(&self) -> &Arc<Layout> {
@@ -210,9 +273,45 @@ impl ParamStore {
     }
 
     /// The layout beside the values, so that both can be used at once.
-    pub(crate) fn parts_mut(&mut self) -> (&Layout, &mut [f32]) {
-        (&self.layout, &mut self.values)
+    pub(crate) fn parts_mut(&mut self) -> (&Layout, &mut Segments) {
+        (&self.layout, &mut self.segments)
     }
+}
+
+impl Segment {
+    /// The values of these parameters with the range of each, in their order: the file they all lie in, mapped once
+    /// more, or else a copy.
+    fn of(params: &Params) -> (Self, Vec<Range<usize>>) {
+        if let Some((mapping, ranges)) = common_mapping(params) {
+            // Where no more maps are to be had, a copy costs time and nothing else.
+            if let Ok(private) = mapping.copy_on_write() {
+                return (Self::Mapped(private), ranges);
+            }
+        }
+        let mut values = Vec::with_capacity(params.element_count());
+        let mut ranges = Vec::with_capacity(params.len());
+        for (_, tensor) in params.iter() {
+            let start = values.len();
+            values.extend_from_slice(tensor.data());
+            ranges.push(start..values.len());
+        }
+        (Self::Owned(values), ranges)
+    }
+}
+
+/// The file in which all these parameters lie, with the range of each.
+fn common_mapping(params: &Params) -> Option<(&Arc<Mapping>, Vec<Range<usize>>)> {
+    let mut common: Option<&Arc<Mapping>> = None;
+    let mut ranges = Vec::with_capacity(params.len());
+    for (_, tensor) in params.iter() {
+        let (mapping, range) = tensor.place()?;
+        if common.is_some_and(|common| !Arc::ptr_eq(common, mapping)) {
+            return None;
+        }
+        common = Some(mapping);
+        ranges.push(range);
+    }
+    Some((common?, ranges))
 }
 
 impl Layout {

@@ -1,18 +1,35 @@
 //! Dense row-major tensors and the ordered map of named parameters.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::GraphError;
+use crate::mapping::Mapping;
 use crate::shape::element_count;
 
 /// A dense `f32` tensor in row-major order. A scalar has the empty shape and one element.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "RawTensor", into = "RawTensor")]
 pub struct Tensor {
     shape: Vec<usize>,
-    data: Vec<f32>,
+    values: Values,
+}
+
+/// Where the values lie.
+#[derive(Debug, Clone)]
+enum Values {
+    Owned(Vec<f32>),
+    /// In an artifact's file; copied when they are changed.
+    Mapped(Arc<Mapping>, Range<usize>),
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.shape == other.shape && self.data() == other.data()
+    }
 }
 
 /// What is written and read; checked on the way in.
@@ -33,7 +50,7 @@ impl TryFrom<RawTensor> for Tensor {
 
 impl From<Tensor> for RawTensor {
     fn from(tensor: Tensor) -> Self {
-        Self { shape: tensor.shape, data: tensor.data }
+        Self { shape: tensor.shape.clone(), data: tensor.into_data() }
     }
 }
 
@@ -44,15 +61,26 @@ impl Tensor {
     /// [`GraphError::Shape`] when the number of values is not the product of the shape.
     pub fn new(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Result<Self, GraphError> {
         let shape = shape.into();
-        let expected = element_count("tensor", &shape)?;
-        if data.len() != expected {
-            return Err(GraphError::Shape {
-                operator: "tensor",
-                shapes: vec![shape],
-                expected: format!("{expected} values, found {}", data.len()),
-            });
+        check_count(&shape, data.len())?;
+        Ok(Self { shape, values: Values::Owned(data) })
+    }
+
+    /// A tensor of `shape` whose values stay in the file.
+    pub(crate) fn mapped(
+        shape: &[usize],
+        mapping: &Arc<Mapping>,
+        range: Range<usize>,
+    ) -> Result<Self, GraphError> {
+        check_count(shape, range.len())?;
+        Ok(Self { shape: shape.to_vec(), values: Values::Mapped(Arc::clone(mapping), range) })
+    }
+
+    /// The file and the part of it where the values lie, unless they are this tensor's own.
+    pub(crate) fn place(&self) -> Option<(&Arc<Mapping>, Range<usize>)> {
+        match &self.values {
+            Values::Owned(_) => None,
+            Values::Mapped(mapping, range) => Some((mapping, range.clone())),
         }
-        Ok(Self { shape, data })
     }
 
     /// A tensor of `shape` filled with `value`.
@@ -62,12 +90,12 @@ impl Tensor {
     pub fn full(shape: impl Into<Vec<usize>>, value: f32) -> Result<Self, GraphError> {
         let shape = shape.into();
         let len = element_count("tensor", &shape)?;
-        Ok(Self { shape, data: vec![value; len] })
+        Ok(Self { shape, values: Values::Owned(vec![value; len]) })
     }
 
     /// A scalar.
     pub fn scalar(value: f32) -> Self {
-        Self { shape: Vec::new(), data: vec![value] }
+        Self { shape: Vec::new(), values: Values::Owned(vec![value]) }
     }
 
     /// Sizes of the dimensions, outermost first.
@@ -77,33 +105,65 @@ impl Tensor {
 
     /// The values in row-major order.
     pub fn data(&self) -> &[f32] {
-        &self.data
+        match &self.values {
+            Values::Owned(data) => data,
+            Values::Mapped(mapping, range) => &mapping.words()[range.clone()],
+        }
     }
 
-    /// The values, to be changed in place.
+    /// The values, to be changed in place. Values in an artifact's file are copied first.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        if let Values::Mapped(..) = &self.values {
+            self.values = Values::Owned(self.data().to_vec());
+        }
+        match &mut self.values {
+            Values::Owned(data) => data,
+            Values::Mapped(..) => unreachable!("copied above"),
+        }
     }
 
     /// Gives up the tensor for its values.
     pub fn into_data(self) -> Vec<f32> {
-        self.data
+        match self.values {
+            Values::Owned(data) => data,
+            Values::Mapped(mapping, range) => mapping.words()[range].to_vec(),
+        }
     }
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.data.len()
+        self.data().len()
     }
 
     /// Always false: no dimension may be zero. Present because `len` is.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.data().is_empty()
     }
 
     /// Whether every value is neither infinite nor NaN.
     pub fn is_finite(&self) -> bool {
-        self.data.iter().all(|value| value.is_finite())
+        is_finite(self.data())
     }
+}
+
+/// The product of the shape must be the number of values.
+fn check_count(shape: &[usize], found: usize) -> Result<(), GraphError> {
+    let expected = element_count("tensor", shape)?;
+    if found == expected {
+        return Ok(());
+    }
+    Err(GraphError::Shape {
+        operator: "tensor",
+        shapes: vec![shape.to_vec()],
+        expected: format!("{expected} values, found {found}"),
+    })
+}
+
+/// Without a branch for each value, so that sixty-four megabytes take as long as reading them.
+fn is_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7F80_0000;
+    let is_bad = |value: &f32| u32::from(value.to_bits() & EXPONENT == EXPONENT);
+    values.chunks(4096).all(|part| part.iter().map(is_bad).sum::<u32>() == 0)
 }
 
 /// Named parameters in name order.

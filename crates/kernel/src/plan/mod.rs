@@ -17,7 +17,7 @@ use crate::gradient::gradient_target;
 use crate::graph::Graph;
 use crate::optimise::optimise;
 use crate::quarantine::Permit;
-use crate::store::{Layout, ParamStore};
+use crate::store::{self, Layout, ParamStore, Segments};
 use crate::stress::Ward;
 use lower::{Port, Source};
 use step::Kernel;
@@ -61,7 +61,7 @@ struct Slot {
 #[derive(Debug)]
 struct Binding {
     layout: Arc<Layout>,
-    ranges: Vec<Range<usize>>,
+    places: Vec<store::Place>,
 }
 
 impl Plan {
@@ -149,7 +149,7 @@ impl Plan {
             self.arena[slot.range.clone()].copy_from_slice(values);
         }
         self.bind(params)?;
-        self.execute(params.values())?;
+        self.execute(params.segments())?;
         Ok(Outputs { plan: self })
     }
 
@@ -159,7 +159,7 @@ impl Plan {
         if self.binding.as_ref().is_some_and(|binding| Arc::ptr_eq(&binding.layout, layout)) {
             return Ok(());
         }
-        let mut ranges = Vec::with_capacity(self.parameters.len());
+        let mut places = Vec::with_capacity(self.parameters.len());
         for (name, shape) in &self.parameters {
             let Some(entry) = layout.get(name) else {
                 return Err(RunError::Missing {
@@ -169,7 +169,7 @@ impl Plan {
                 });
             };
             if entry.shape != *shape {
-                let (expected, found) = (shape.clone(), entry.range.len());
+                let (expected, found) = (shape.clone(), entry.place.len());
                 return Err(RunError::Size {
                     kind: "parameter",
                     name: name.clone(),
@@ -177,21 +177,21 @@ impl Plan {
                     found,
                 });
             }
-            ranges.push(entry.range.clone());
+            places.push(entry.place.clone());
         }
-        self.binding = Some(Binding { layout: Arc::clone(layout), ranges });
+        self.binding = Some(Binding { layout: Arc::clone(layout), places });
         Ok(())
     }
 
-    fn execute(&mut self, params: &[f32]) -> Result<(), RunError> {
-        let ranges = self.binding.as_ref().map_or(&[][..], |binding| &binding.ranges);
+    fn execute(&mut self, params: &Segments) -> Result<(), RunError> {
+        let places = self.binding.as_ref().map_or(&[][..], |binding| &binding.places);
         for step in &self.steps {
             // No operand shares a place with the result, so each lies wholly before or behind it.
             let (before, rest) = self.arena.split_at_mut(step.out.start);
             let (out, behind) = rest.split_at_mut(step.out.len());
             let (before, behind) = (&*before, &*behind);
             let operand = |position: usize| match &step.operands[position] {
-                Place::Parameter(index) => &params[ranges[*index].clone()],
+                Place::Parameter(index) => params.get(&places[*index]),
                 Place::Arena(range) if range.end <= before.len() => &before[range.clone()],
                 Place::Arena(range) => {
                     &behind[range.start - step.out.end..range.end - step.out.end]

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use kernel::artifact::{
-    ARTIFACT_BYTES_MAX, ArtifactError, Kernel, Manifest, ParameterProblem, write_bytes,
+    ARTIFACT_BYTES_MAX, ArtifactError, Kernel, Manifest, ParameterProblem, Verified, write_bytes,
 };
-use kernel::{Digest, Graph, Params, Tensor};
+use kernel::{Digest, Graph, ParamStore, Params, Tensor};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -61,7 +61,7 @@ fn digests_do_not_drift() {
 }
 
 const PROBE: &str = "ef1497fbca8aa01cd0b9adac07aa403e01e91cea9228ea51657acd1f04e5c18f";
-const ARTIFACT: &str = "6e7f06569fecf5e58ddccbab06302ea7136c851ca518497ace1b5eda1a77ca8c";
+const ARTIFACT: &str = "400065516e2af708280350bce94142629f1d3f3d9e572947128dd4974c9fb632";
 
 #[test]
 fn what_the_file_system_may_do() {
@@ -169,8 +169,8 @@ fn manifests_must_agree_with_themselves() {
         Err(ArtifactError::Manifest { .. })
     ));
     assert!(matches!(
-        refuse(|value| value["format"] = 2.into()),
-        ArtifactError::Version { found: 2 }
+        refuse(|value| value["format"] = 3.into()),
+        ArtifactError::Version { found: 3 }
     ));
     assert!(matches!(refuse(|value| value["more"] = 2.into()), ArtifactError::Manifest { .. }));
     assert!(matches!(
@@ -259,4 +259,94 @@ proptest! {
             prop_assert_eq!(kernel.graph().parameters().count(), kernel.params().len());
         }
     }
+}
+
+/// Two megabytes of parameters: enough to be mapped instead of copied.
+fn large() -> (Graph, Params) {
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[2, 512]).unwrap();
+    let y = graph.linear_layer(x, "wide", 1024).unwrap();
+    let y = graph.relu(y).unwrap();
+    graph.output("y", y).unwrap();
+    let params = graph.init_params(1);
+    (graph, params)
+}
+
+#[test]
+fn a_large_kernel_stays_in_its_file_until_it_is_changed() {
+    let (graph, params) = large();
+    let (bytes, digest) = write_bytes(&manifest(&graph, &params), &params).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kernel");
+    std::fs::write(&path, &bytes).unwrap();
+    let verified = Verified::open(&path, &digest).unwrap();
+    let kernel = verified.load().unwrap();
+    assert_eq!(*kernel.params(), params);
+
+    let mut stores = [0, 1].map(|_| {
+        let mut store = ParamStore::with_group("host", &block().init_params(4)).unwrap();
+        store.add_group("seed", &kernel.params().prefixed("seed")).unwrap();
+        store
+    });
+    let weight = params.get("wide.weight").unwrap().data();
+    assert_eq!(stores[0].get("seed.wide.weight").unwrap(), weight);
+    stores[0].get_mut("seed.wide.weight").unwrap()[7] = 42.0;
+    assert_eq!(stores[0].get("seed.wide.weight").unwrap()[7], 42.0);
+    assert_eq!(stores[1].get("seed.wide.weight").unwrap(), weight);
+
+    // What is mapped outlives the file's name, and the file is as it was.
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(*verified.load().unwrap().params(), params);
+    assert_eq!(stores[0].remove_group("host").unwrap(), block().init_params(4));
+    assert_eq!(stores[0].get("seed.wide.weight").unwrap()[7], 42.0);
+}
+
+#[test]
+fn a_large_kernel_is_judged_like_a_small_one() {
+    let (graph, params) = large();
+    let (bytes, digest) = write_bytes(&manifest(&graph, &params), &params).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kernel");
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, &flipped).unwrap();
+    assert!(matches!(Kernel::open(&path, &digest), Err(ArtifactError::Corrupt { .. })));
+
+    let mut poisoned = bytes;
+    let end = poisoned.len();
+    poisoned[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, &poisoned).unwrap();
+    let found = Verified::open(&path, &Digest::of(&poisoned));
+    let Err(ArtifactError::Parameter { problem, .. }) = found else { panic!("{found:?}") };
+    assert_eq!(problem, ParameterProblem::NotFinite);
+}
+
+/// A manifest of the format before this one has no host, no job and no tolerances of operators.
+#[test]
+fn the_format_before_this_one_is_read() {
+    let (bytes, _) = written();
+    let mut value = manifest_value();
+    let map = value.as_object_mut().unwrap();
+    map.insert("format".to_owned(), 1.into());
+    for field in ["host", "tolerances"] {
+        map.remove(field).unwrap();
+    }
+    let provenance = map["provenance"].as_object_mut().unwrap();
+    provenance.retain(|field, _| field == "engine");
+    let current = parse(&bytes).unwrap();
+    let views: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = current
+        .params()
+        .iter()
+        .map(|(name, tensor)| {
+            let bytes = tensor.data().iter().flat_map(|value| value.to_le_bytes()).collect();
+            (name, Dtype::F32, tensor.shape().to_vec(), bytes)
+        })
+        .collect();
+    let old = parse(&forged(Some(value.to_string()), &views)).unwrap();
+    assert_eq!((old.manifest().format, old.manifest().host.as_str()), (1, "any"));
+    assert_eq!(old.params(), current.params());
+    value["format"] = 3.into();
+    let newer = parse(&forged(Some(value.to_string()), &views));
+    assert!(matches!(newer, Err(ArtifactError::Version { found: 3 })), "{newer:?}");
 }
