@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Outputs;
+use crate::outputs::Outputs;
 use crate::plan::kernels::simd;
 use crate::store::ParamStore;
 

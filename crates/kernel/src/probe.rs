@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::digest::Digest;
 use crate::error::RunError;
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, Node, NodeId};
 use crate::init::Init;
 use crate::interpret;
 use crate::op::Op;
@@ -18,7 +18,8 @@ const SEED: u64 = 0x4573_7065_7221;
 pub fn probe_inputs(graph: &Graph) -> BTreeMap<String, Vec<f32>> {
     let rule = Init::Uniform { low: -1.0, high: 1.0 };
     let value = |name: &str, shape: &[usize]| {
-        let is_index = graph.input_node(name).is_some_and(|input| is_index(graph, input));
+        let is_index =
+            graph.input_node(name).is_some_and(|input| index_limit(graph, input).is_some());
         match (is_index, shape) {
             (true, _) => vec![0.0; shape.iter().product()],
             (false, []) => vec![1.0],
@@ -28,16 +29,19 @@ pub fn probe_inputs(graph: &Graph) -> BTreeMap<String, Vec<f32>> {
     graph.inputs().map(|(name, shape)| (name.to_owned(), value(name, shape))).collect()
 }
 
-/// Whether an operator takes this input for row or class numbers.
-fn is_index(graph: &Graph, input: NodeId) -> bool {
-    graph.nodes().iter().any(|node| {
-        let position = match node.op() {
-            Op::Gather | Op::CrossEntropy | Op::CrossEntropyGradient => 1,
-            Op::ScatterAdd => 0,
-            _ => return false,
+/// Below what an input's whole numbers must stay, where an operator takes it for row or class numbers.
+pub(crate) fn index_limit(graph: &Graph, input: NodeId) -> Option<usize> {
+    let limit = |node: &Node| {
+        let operands = node.operands();
+        let (position, limit) = match node.op() {
+            Op::Gather => (1, graph.shape(operands[0])[0]),
+            Op::CrossEntropy | Op::CrossEntropyGradient => (1, *graph.shape(operands[0]).last()?),
+            Op::ScatterAdd => (0, graph.shape(operands[2])[0]),
+            _ => return None,
         };
-        node.operands()[position] == input
-    })
+        (operands[position] == input).then_some(limit)
+    };
+    graph.nodes().iter().filter_map(limit).min()
 }
 
 /// SHA-256 of the `f32` outputs, little-endian, in the order of their names, that the interpreter gives for the

@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use crate::mapping::{Mapping, PrivateMapping};
-use crate::plan::Outputs;
+use crate::outputs::Outputs;
 use crate::tensor::{Params, Tensor};
 
 /// Where everything lies. Replaced as a whole when a group comes or goes, so that plans notice.
@@ -234,6 +234,14 @@ impl ParamStore {
     /// Values of one parameter.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
         self.layout.entries.get(name).map(|entry| self.segments.get(&entry.place))
+    }
+
+    /// Values of one parameter, if it has this shape or at least another number of elements to complain about.
+    pub(crate) fn shaped(&self, name: &str, shape: &[usize]) -> Option<&[f32]> {
+        let entry = self.layout.entries.get(name)?;
+        let values = self.segments.get(&entry.place);
+        let is_other = entry.shape != shape && values.len() == shape.iter().product::<usize>();
+        (!is_other).then_some(values)
     }
 
     /// Values of one parameter, to be changed in place.

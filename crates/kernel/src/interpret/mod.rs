@@ -119,6 +119,18 @@ pub fn run<T: Real>(
 /// [`RunError::Missing`] or [`RunError::Size`] when the bindings do not fit, [`RunError::Index`] for a label or
 /// table index out of range.
 pub fn run_bound<T: Real>(graph: &Graph, bindings: &Bindings<T>) -> Result<Results<T>, RunError> {
+    let values = trace(graph, bindings)?;
+    let collect = |named: &[Named]| {
+        named.iter().map(|item| (item.name.clone(), values[item.node.index()].clone())).collect()
+    };
+    Ok(Results { outputs: collect(graph.outputs()), updates: collect(graph.updates()) })
+}
+
+/// The value of every node, in the order of [`Graph::nodes`].
+///
+/// # Errors
+/// As [`run_bound`].
+pub fn trace<T: Real>(graph: &Graph, bindings: &Bindings<T>) -> Result<Vec<Array<T>>, RunError> {
     let mut values: Vec<Array<T>> = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
         let value = evaluate(node, &values, bindings)?;
@@ -130,10 +142,7 @@ pub fn run_bound<T: Real>(graph: &Graph, bindings: &Bindings<T>) -> Result<Resul
         );
         values.push(value);
     }
-    let collect = |named: &[Named]| {
-        named.iter().map(|item| (item.name.clone(), values[item.node.index()].clone())).collect()
-    };
-    Ok(Results { outputs: collect(graph.outputs()), updates: collect(graph.updates()) })
+    Ok(values)
 }
 
 fn evaluate<T: Real>(

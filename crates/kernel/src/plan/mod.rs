@@ -13,9 +13,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{GraphError, RunError};
-use crate::gradient::gradient_target;
 use crate::graph::Graph;
 use crate::optimise::optimise;
+use crate::outputs::{Outputs, Slot};
 use crate::quarantine::Permit;
 use crate::store::{self, Layout, ParamStore, Segments};
 use crate::stress::Ward;
@@ -47,14 +47,6 @@ struct Step {
 enum Place {
     Arena(Range<usize>),
     Parameter(usize),
-}
-
-/// A named part of the arena.
-#[derive(Debug)]
-struct Slot {
-    name: String,
-    shape: Vec<usize>,
-    range: Range<usize>,
 }
 
 /// Where the parameters lie in the store last used. Found again only when its layout changes.
@@ -124,6 +116,20 @@ impl Plan {
         })
     }
 
+    /// A plan whose outputs are all off by a quarter: what a fault of the compiler would look like to those who check
+    /// plans. For tests of what they then do.
+    ///
+    /// # Errors
+    /// As [`Plan::compile`].
+    #[doc(hidden)]
+    pub fn compile_wrong(graph: &Graph) -> Result<Self, GraphError> {
+        let mut wrong = graph.clone();
+        for index in 0..wrong.outputs.len() {
+            wrong.outputs[index].node = wrong.offset(wrong.outputs[index].node, 0.25)?;
+        }
+        Self::compile(&wrong)
+    }
+
     /// Runs the plan once. Every input the plan reads must be given; inputs it does not read are ignored.
     ///
     /// # Errors
@@ -150,7 +156,7 @@ impl Plan {
         }
         self.bind(params)?;
         self.execute(params.segments())?;
-        Ok(Outputs { plan: self })
+        Ok(Outputs::new(&self.outputs, &self.updates, &self.arena))
     }
 
     /// Finds the parameters, unless the store still has the layout it had the last time.
@@ -215,70 +221,5 @@ impl Plan {
     /// Memory the plan holds, in bytes: arena and scratch.
     pub fn memory_bytes(&self) -> usize {
         (self.arena.len() + self.scratch.len()) * size_of::<f32>()
-    }
-}
-
-impl Slot {
-    fn wrong_size(&self, kind: &'static str, found: usize) -> RunError {
-        RunError::Size { kind, name: self.name.clone(), expected: self.shape.clone(), found }
-    }
-}
-
-/// What one run gave, to be read where it lies until the next run.
-#[derive(Debug, Clone, Copy)]
-pub struct Outputs<'a> {
-    plan: &'a Plan,
-}
-
-impl<'a> Outputs<'a> {
-    /// Values of an output.
-    pub fn get(&self, name: &str) -> Option<&'a [f32]> {
-        self.plan.outputs.iter().find(|slot| slot.name == name).map(|slot| self.values(slot))
-    }
-
-    /// Shape of an output.
-    pub fn shape(&self, name: &str) -> Option<&'a [usize]> {
-        self.plan.outputs.iter().find(|slot| slot.name == name).map(|slot| slot.shape.as_slice())
-    }
-
-    /// The single value of a scalar output.
-    pub fn scalar(&self, name: &str) -> Option<f32> {
-        match self.get(name) {
-            Some(&[value]) => Some(value),
-            _ => None,
-        }
-    }
-
-    /// The gradient with respect to `name`, if the graph has it.
-    pub fn gradient(&self, name: &str) -> Option<&'a [f32]> {
-        self.gradients().find(|(known, _)| *known == name).map(|(_, values)| values)
-    }
-
-    /// Every gradient, by the name of what it is the gradient of.
-    pub fn gradients(&self) -> impl Iterator<Item = (&'a str, &'a [f32])> {
-        self.iter().filter_map(|(name, values)| Some((gradient_target(name)?, values)))
-    }
-
-    /// Euclidean norm of all gradients together, summed in double precision; not finite if one of them is not.
-    pub fn gradient_norm(&self) -> f32 {
-        let values = self.gradients().flat_map(|(_, values)| values);
-        let squares: f64 = values.map(|&value| f64::from(value) * f64::from(value)).sum();
-        squares.sqrt() as f32
-    }
-
-    /// Every output with its values.
-    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [f32])> {
-        let outputs = *self;
-        self.plan.outputs.iter().map(move |slot| (slot.name.as_str(), outputs.values(slot)))
-    }
-
-    /// New values of the parameters the graph updates; [`ParamStore::absorb`] writes them.
-    pub fn updates(&self) -> impl Iterator<Item = (&'a str, &'a [f32])> {
-        let outputs = *self;
-        self.plan.updates.iter().map(move |slot| (slot.name.as_str(), outputs.values(slot)))
-    }
-
-    fn values(&self, slot: &Slot) -> &'a [f32] {
-        &self.plan.arena[slot.range.clone()]
     }
 }

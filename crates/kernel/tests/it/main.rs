@@ -4,6 +4,7 @@
 
 mod artifact;
 mod cases;
+mod check;
 mod gradient;
 mod graph;
 mod optimiser;
