@@ -29,6 +29,7 @@ mod probe;
 pub mod quarantine;
 mod runner;
 mod shape;
+pub mod signature;
 mod store;
 pub mod stress;
 mod tensor;

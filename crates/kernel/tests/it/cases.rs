@@ -289,7 +289,10 @@ fn variant<T: serde::Serialize>(value: &T) -> String {
 fn every_operator_is_listed() {
     let cases = all();
     let listed: BTreeSet<String> = cases.iter().map(|case| variant(&case.op)).collect();
-    assert_eq!(listed, variants::<Op>());
+    // What only a quarantine runs has tests of its own.
+    let mut expected = variants::<Op>();
+    assert!(expected.remove("stress"));
+    assert_eq!(listed, expected);
     let functions: BTreeSet<String> = UNARY.iter().map(variant).collect();
     assert_eq!(functions, variants::<Unary>());
     let binary = cases.iter().filter_map(|case| match &case.op {
