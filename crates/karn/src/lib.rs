@@ -14,7 +14,7 @@ mod site;
 mod table;
 
 pub use blueprint::{Blueprint, Clearance, GRAFT_RISK_LIMIT, Parameter, Tier};
-pub use build::{BATCH, BuildError, INPUT, OUTPUT, build};
+pub use build::{BATCH, BuildError, INPUT, OUTPUT, build, build_in_quarantine};
 pub use catalogue::{catalogue, find};
 pub use parameters::{ParameterFault, Parameters, ParametersError};
 pub use safety::{SafetySheet, safety_sheet};

@@ -6,6 +6,7 @@ mod plain;
 mod residual;
 mod sketch;
 mod spatial;
+mod stress;
 
 use kernel::{Graph, GraphError};
 use leyline::ids::BlueprintId;
@@ -14,6 +15,7 @@ use crate::blueprint::{Blueprint, Tier};
 use crate::parameters::{Parameters, ParametersError};
 use crate::site::Site;
 use sketch::Sketch;
+pub use stress::build_in_quarantine;
 
 /// Name of a kernel's input: the activation of the host at the slot.
 pub const INPUT: &str = "input";
@@ -38,9 +40,9 @@ pub enum BuildError {
         /// Its name.
         name: &'static str,
     },
-    /// The template is a stressor, which this version never builds.
+    /// The template is a stressor, which is built in quarantine only: [`build_in_quarantine`].
     #[error(
-        "blueprint {blueprint} ({name}) is a stressor; it is built for quarantine only, which this version does not have"
+        "blueprint {blueprint} ({name}) is a stressor; it is built in quarantine only (`weatherlight kernels quarantine {blueprint}`)"
     )]
     Stressor {
         /// The blueprint.
@@ -78,6 +80,16 @@ pub fn build(
     let Some(draw) = drawing(id.as_str()) else {
         return Err(BuildError::NotYetBuilt { blueprint: id.clone(), name });
     };
+    draw_on(blueprint, parameters, site, draw)
+}
+
+/// A template's graph on a site.
+fn draw_on(
+    blueprint: &Blueprint,
+    parameters: &Parameters,
+    site: &Site,
+    draw: Draw,
+) -> Result<Graph, BuildError> {
     let draw_whole = || {
         let mut sketch = Sketch::new(*site)?;
         let input = sketch.input();
@@ -86,7 +98,7 @@ pub fn build(
     };
     draw_whole().map_err(|source| {
         let source = Box::new(source);
-        BuildError::Site { blueprint: id.clone(), site: *site, source }
+        BuildError::Site { blueprint: blueprint.id().clone(), site: *site, source }
     })
 }
 

@@ -3,3 +3,4 @@ mod computed;
 mod graphs;
 mod selection;
 mod spirals;
+mod stress;

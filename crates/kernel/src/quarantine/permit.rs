@@ -8,7 +8,6 @@ use crate::stress::Ward;
 pub struct Permit(Ward);
 
 impl Permit {
-    #[expect(dead_code, reason = "its one caller, the runner, follows")]
     pub(super) fn new(ward: Ward) -> Self {
         Self(ward)
     }

@@ -25,7 +25,6 @@ impl PartialEq for Ward {
 }
 
 impl Ward {
-    #[expect(dead_code, reason = "its one caller, the runner, follows")]
     /// Tells everything that runs under this ward to end.
     pub(crate) fn stop(&self) {
         self.0.stopped.store(true, Ordering::Relaxed);

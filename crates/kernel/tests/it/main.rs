@@ -9,3 +9,4 @@ mod gradient;
 mod graph;
 mod optimiser;
 mod plan;
+mod quarantine;
