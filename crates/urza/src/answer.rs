@@ -94,7 +94,10 @@ const fn reason(fault: &FetchError) -> &'static str {
     match fault {
         FetchError::NotFound { .. } => ARTIFACT_NOT_FOUND,
         FetchError::Corrupt { .. } => CHECKSUM_MISMATCH,
-        FetchError::Read { .. } | FetchError::TimedOut { .. } => UNAVAILABLE,
+        FetchError::Read { .. }
+        | FetchError::TimedOut { .. }
+        | FetchError::Full { .. }
+        | FetchError::Bucket(_) => UNAVAILABLE,
     }
 }
 

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::store::BucketConfig;
+
 /// Where the catalogue stands: `URZA_DATABASE_URL`, typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CatalogueUrl {
@@ -97,6 +99,12 @@ pub struct Config {
     pub catalogue: CatalogueUrl,
     /// `URZA_ARTIFACT_DIR`, `./var/urza/artifacts`. Made when missing; must be on one file system.
     pub artifact_dir: PathBuf,
+    /// `URZA_ARTIFACT_URL` with the `AWS_*` settings, none: where artifacts live. With a bucket the
+    /// directory is its verified cache.
+    pub bucket: Option<BucketConfig>,
+    /// `URZA_ARTIFACT_CACHE_MAX_BYTES`, 10 GiB: how much of the bucket the directory holds. What is in
+    /// use is kept in any case. Without a bucket nothing is removed for it.
+    pub artifact_cache_bytes_max: u64,
     /// `URZA_CACHE_TTL_SECONDS`, unset. A cached record older than this is dropped from the cache,
     /// also when the store cannot be asked. It never touches a file or a row.
     pub cache_ttl: Option<Duration>,
@@ -128,6 +136,8 @@ impl Config {
         Self {
             catalogue: CatalogueUrl::Sqlite(root.join("catalog.db")),
             artifact_dir: root.join("artifacts"),
+            bucket: None,
+            artifact_cache_bytes_max: 10 << 30,
             cache_ttl: None,
             cache_len_max: 128,
             cache_fresh: Duration::from_secs(1),

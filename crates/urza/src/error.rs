@@ -7,6 +7,7 @@ use std::time::Duration;
 use kernel::Digest;
 
 use crate::record::RecordId;
+use crate::store::BucketFault;
 
 /// Why the library could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,9 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// The bucket of the artifacts cannot be used.
+    #[error("cannot open the artifact store")]
+    Bucket(#[from] BucketFault),
     /// The catalogue was written by a newer version of this program.
     #[error(
         "catalogue {path} has schema version {version}, which this version does not know; use the newer program or another URZA_DATABASE_URL"
@@ -122,6 +126,24 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is no room for it. Nothing of it was left behind.
+    #[error(
+        "no room in {directory}: the artifact has {wanted} bytes, {free} are free there; make room or set URZA_ARTIFACT_DIR elsewhere, then store it again"
+    )]
+    Full {
+        /// The directory.
+        directory: PathBuf,
+        /// Bytes of the artifact.
+        wanted: u64,
+        /// Bytes that the file system has left; more than `wanted` when a quota or a limit of the
+        /// process is what is used up.
+        free: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The bucket did not take it.
+    #[error("the artifact is not stored")]
+    Bucket(#[from] BucketFault),
     /// Writing took too long.
     #[error("writing the artifact took longer than {0:?}; retry")]
     TimedOut(Duration),
@@ -157,6 +179,23 @@ pub enum FetchError {
         /// What the system said.
         source: io::Error,
     },
+    /// It is in the bucket, and there is no room for it here.
+    #[error(
+        "no room in {directory}: the artifact has {wanted} bytes, {free} are free there; make room or set URZA_ARTIFACT_DIR elsewhere"
+    )]
+    Full {
+        /// The directory.
+        directory: PathBuf,
+        /// Bytes of the artifact.
+        wanted: u64,
+        /// Bytes that the file system has left.
+        free: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The bucket did not hand it out.
+    #[error("the artifact cannot be fetched")]
+    Bucket(#[from] BucketFault),
     /// Hashing took too long.
     #[error("verifying artifact {path} took longer than {limit:?}")]
     TimedOut {
@@ -205,7 +244,9 @@ impl FetchError {
         match self {
             Self::NotFound { .. } => Remedy::Compile,
             Self::Corrupt { .. } => Remedy::Quarantine,
-            Self::Read { .. } | Self::TimedOut { .. } => Remedy::Retry,
+            Self::Read { .. } | Self::TimedOut { .. } | Self::Full { .. } | Self::Bucket(_) => {
+                Remedy::Retry
+            }
         }
     }
 }

@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use kernel::Digest;
+use tempfile::NamedTempFile;
 
 use crate::error::{FetchError, Mismatch};
+use crate::store::{Stored, WriteFault};
 
 /// Names the library, whoever opens it by whatever path.
 const ID: &str = "library.id";
@@ -30,7 +32,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    fn of(metadata: &fs::Metadata) -> Self {
+    pub(crate) fn of(metadata: &fs::Metadata) -> Self {
         let modified_ns =
             i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
         Self { device: metadata.dev(), inode: metadata.ino(), bytes: metadata.len(), modified_ns }
@@ -95,6 +97,11 @@ impl Files {
         &self.id
     }
 
+    /// The directory, as an absolute path.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the artifact of this digest stands; an absolute path.
     pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.to_hex();
@@ -104,20 +111,23 @@ impl Files {
     /// Writes an artifact so that a crash at any point leaves the whole file or none: temporary
     /// file, sync, rename, sync of the directories. An existing file of the same name is replaced,
     /// which heals one that was corrupt; readers that have it open keep what they opened.
-    pub(crate) fn write(
-        &self,
-        digest: &Digest,
-        bytes: &[u8],
-    ) -> Result<PathBuf, (PathBuf, io::Error)> {
+    pub(crate) fn write(&self, digest: &Digest, bytes: &[u8]) -> Result<PathBuf, WriteFault> {
         let path = self.path(digest);
-        self.write_at(&path, bytes).map_err(|error| (path.clone(), error))?;
+        let written = self.temporary().and_then(|mut temporary| {
+            temporary.write_all(bytes)?;
+            self.settle(temporary, &path)
+        });
+        written.map_err(|error| WriteFault::read(&path, bytes.len() as u64, error))?;
         Ok(path)
     }
 
-    fn write_at(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut temporary =
-            tempfile::Builder::new().prefix("store-").tempfile_in(self.root.join(TMP))?;
-        temporary.write_all(bytes)?;
+    /// A file to write an artifact into; it is gone when it is dropped before it is settled.
+    pub(crate) fn temporary(&self) -> io::Result<NamedTempFile> {
+        tempfile::Builder::new().prefix("store-").tempfile_in(self.root.join(TMP))
+    }
+
+    /// Makes a whole file durable and gives it its name.
+    pub(crate) fn settle(&self, temporary: NamedTempFile, path: &Path) -> io::Result<()> {
         temporary.as_file().sync_all()?;
         oona::chaos::point(oona::chaos::Point::ArtifactWritten);
         let shard = path.parent().unwrap_or(&self.root);
@@ -184,6 +194,57 @@ impl Files {
         Ok(None)
     }
 
+    /// Removes an artifact's file; `false` when there was none. Readers keep what they opened.
+    pub(crate) fn remove(&self, digest: &Digest) -> io::Result<bool> {
+        match fs::remove_file(self.path(digest)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The artifacts that stand here, in the order of their digests, at most `limit` of those behind
+    /// `after`. What has another name than an artifact's is not one.
+    pub(crate) fn list(&self, after: Option<&Digest>, limit: usize) -> io::Result<Vec<Stored>> {
+        let mut found = Vec::new();
+        let first = after.map(|digest| digest.to_hex()[..2].to_owned()).unwrap_or_default();
+        for shard in 0..=u8::MAX {
+            let shard = format!("{shard:02x}");
+            if shard < first || found.len() >= limit {
+                continue;
+            }
+            let mut these = self.shard(&shard)?;
+            these.retain(|stored| after.is_none_or(|after| *after < stored.digest));
+            these.sort_unstable_by_key(|stored| stored.digest);
+            found.append(&mut these);
+        }
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    fn shard(&self, shard: &str) -> io::Result<Vec<Stored>> {
+        let entries = match fs::read_dir(self.root.join(shard)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(digest) = name.to_str().and_then(digest_of_name) else { continue };
+            let metadata = match entry.metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            if metadata.is_file() && self.path(&digest) == entry.path() {
+                let used = metadata.accessed().unwrap_or(SystemTime::UNIX_EPOCH);
+                let written = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                found.push(Stored { digest, bytes: metadata.len(), written, used });
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes temporary files that no running writer can still need, and says how many.
     pub(crate) fn collect_orphans(&self, older_than: Duration) -> io::Result<u64> {
         let mut removed = 0;
@@ -206,6 +267,11 @@ impl Files {
         }
         Ok(removed)
     }
+}
+
+/// The digest in the name of an artifact's file, or of its object.
+pub(crate) fn digest_of_name(name: &str) -> Option<Digest> {
+    name.strip_suffix(".safetensors")?.parse().ok()
 }
 
 fn read_fault(path: &Path, error: io::Error) -> FetchError {

@@ -26,6 +26,7 @@ mod metrics;
 mod prefetch;
 mod prewarm;
 mod record;
+pub mod store;
 mod verify;
 
 pub use answer::{ARTIFACT_NOT_FOUND, CHECKSUM_MISMATCH, MISSING_ARTIFACT, UNAVAILABLE};

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kernel::Digest;
 use leyline::ids::BlueprintId;
 use leyline::time::now_unix_ms;
 use leyline::wire::BlueprintTier;
@@ -15,12 +14,12 @@ use crate::cache::{Cache, Cached};
 use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::error::{FetchError, LibraryError, OpenError, Remedy, StoreError};
-use crate::files::Files;
 use crate::job::JobKey;
 use crate::measurement::Measurement;
 use crate::metrics::{Lookup, Metrics};
 use crate::prewarm::Prewarm;
 use crate::record::{NewArtifact, Page, Record, Role};
+use crate::store::Store;
 use crate::verify::Verified;
 
 /// A catalogue query slower than this is counted.
@@ -37,7 +36,7 @@ pub struct Library {
 #[derive(Debug)]
 struct Inner {
     config: Config,
-    files: Files,
+    artifacts: Store,
     catalogue: Catalogue,
     // Held for a look or a change in memory, never across a wait.
     cache: Mutex<Cache>,
@@ -55,14 +54,19 @@ impl Library {
     /// [`OpenError`] names the file or directory at fault and what to do. A catalogue of a newer
     /// version is refused untouched.
     pub async fn open(config: Config, metrics: Metrics) -> Result<Self, OpenError> {
-        let files = Files::open(&config.artifact_dir)
-            .map_err(|(path, source)| OpenError::Directory { path, source })?;
-        let catalogue = Catalogue::open(&config, files.clone()).await?;
+        let artifacts = Store::open(
+            &config.artifact_dir,
+            config.bucket.clone(),
+            config.artifact_cache_bytes_max,
+            config.file_timeout,
+        )
+        .await?;
+        let catalogue = Catalogue::open(&config, artifacts.files().clone()).await?;
         let cache = Cache::new(config.cache_len_max, config.cache_fresh, config.cache_ttl);
         let verified = Verified::new(config.verified_len_max);
         let inner = Inner {
             config,
-            files,
+            artifacts,
             catalogue,
             cache: Mutex::new(cache),
             verified: Mutex::new(verified),
@@ -88,7 +92,7 @@ impl Library {
             return Err(StoreError::TierUnspecified);
         }
         new.job.check()?;
-        let (new, digest) = self.write(new).await?;
+        let digest = inner.artifacts.put(new.bytes.clone().into()).await?;
         let record = inner.catalogue.insert(&new, &digest, now_unix_ms()).await?;
         if record.role == Role::Default {
             self.cache(|cache| cache.put(record.clone(), Instant::now()));
@@ -96,20 +100,6 @@ impl Library {
         inner.metrics.stored.inc();
         inner.changes.send_modify(|count| *count += 1);
         Ok(record)
-    }
-
-    async fn write(&self, new: NewArtifact) -> Result<(NewArtifact, Digest), StoreError> {
-        let limit = self.inner.config.file_timeout;
-        let files = self.inner.files.clone();
-        let writing = tokio::task::spawn_blocking(move || {
-            let digest = Digest::of(&new.bytes);
-            files.write(&digest, &new.bytes).map(|_| (new, digest))
-        });
-        match tokio::time::timeout(limit, writing).await {
-            Err(_) => Err(StoreError::TimedOut(limit)),
-            Ok(Ok(outcome)) => outcome.map_err(|(path, source)| StoreError::Write { path, source }),
-            Ok(Err(join)) => std::panic::resume_unwind(join.into_panic()),
-        }
     }
 
     /// The newest active default artifact of a blueprint; `None` when there is none.
@@ -194,27 +184,26 @@ impl Library {
     /// # Errors
     /// [`FetchError`]
     pub async fn scrub(&self, record: &Record) -> Result<PathBuf, FetchError> {
-        self.inner.files.identify(&record.digest, record.bytes)?;
-        self.hash(record).await
+        self.inner.metrics.verifications.inc();
+        if let Some(identity) = self.inner.artifacts.scrub(&record.digest, record.bytes).await? {
+            lock(&self.inner.verified).insert(identity, record.digest);
+        }
+        Ok(self.inner.artifacts.path(&record.digest))
     }
 
     /// The path, if this very file was hashed before. Looks at the file's metadata only.
     fn proven(&self, record: &Record) -> Result<Option<PathBuf>, FetchError> {
-        let (path, identity) = self.inner.files.identify(&record.digest, record.bytes)?;
+        let here = self.inner.artifacts.here(&record.digest, record.bytes)?;
+        let Some((path, identity)) = here else { return Ok(None) };
         let verified = lock(&self.inner.verified);
         Ok(verified.holds(&identity, &record.digest).then_some(path))
     }
 
     async fn hash(&self, record: &Record) -> Result<PathBuf, FetchError> {
-        let (files, digest) = (self.inner.files.clone(), record.digest);
-        let limit = self.inner.config.file_timeout;
         self.inner.metrics.verifications.inc();
-        let Some(outcome) = blocking(limit, move || files.verify(&digest)).await else {
-            return Err(FetchError::TimedOut { path: record.path.clone(), limit });
-        };
-        let identity = outcome?;
-        lock(&self.inner.verified).insert(identity, digest);
-        Ok(self.inner.files.path(&digest))
+        let identity = self.inner.artifacts.prove(&record.digest, record.bytes).await?;
+        lock(&self.inner.verified).insert(identity, record.digest);
+        Ok(self.inner.artifacts.path(&record.digest))
     }
 
     /// Takes an artifact out of offer after [`Library::verify`] has refused it: the file (if there
@@ -231,21 +220,12 @@ impl Library {
         if fault.remedy() == Remedy::Retry {
             return Ok(());
         }
-        let (files, digest, now_ms) = (self.inner.files.clone(), record.digest, now_unix_ms());
-        let size = record.bytes;
-        let moving = blocking(self.inner.config.file_timeout, move || {
-            let moved = files.quarantine(&digest, now_ms);
-            // What stands there now decides: another writer may have put a sound file back.
-            (moved, files.identify(&digest, size).is_ok())
+        let (digest, now_ms) = (record.digest, now_unix_ms());
+        let moving = self.inner.artifacts.quarantine(&digest, record.bytes, now_ms);
+        let sound = moving.await.unwrap_or_else(|error| {
+            tracing::error!(artifact = %digest, error = &error as &dyn std::error::Error, "corrupt artifact not moved to quarantine");
+            false
         });
-        let sound = match moving.await {
-            Some((Ok(_), sound)) => sound,
-            Some((Err(error), _)) => {
-                tracing::error!(artifact = %digest, error = &error as &dyn std::error::Error, "corrupt artifact not moved to quarantine");
-                false
-            }
-            None => false,
-        };
         self.cache(|cache| cache.remove_digest(&digest));
         if sound {
             return Ok(());
@@ -316,7 +296,7 @@ impl Library {
 
     /// Names the artifact directory: the same for every process that works on it, by whatever path.
     pub fn id(&self) -> &str {
-        self.inner.files.id()
+        self.inner.artifacts.id()
     }
 
     /// Goes up at each store by this process. For whoever waits for an artifact.
@@ -332,11 +312,8 @@ impl Library {
 
     /// Drops abandoned temporary files; files and rows of artifacts stay.
     pub(crate) async fn tidy(&self, orphans_older_than: Duration) -> std::io::Result<u64> {
-        let files = self.inner.files.clone();
-        let limit = self.inner.config.file_timeout;
-        let removed = blocking(limit, move || files.collect_orphans(orphans_older_than))
-            .await
-            .unwrap_or_else(|| Err(std::io::ErrorKind::TimedOut.into()))?;
+        let removed = self.inner.artifacts.collect_orphans(orphans_older_than).await?;
+        self.inner.artifacts.make_room(0).await;
         self.inner.metrics.orphans.inc_by(removed);
         Ok(removed)
     }
@@ -367,20 +344,4 @@ impl Library {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs blocking work beside the runtime; `None` when it took longer than `limit` (it then goes on
-/// unobserved, and every such work here is safe to repeat) or the runtime is ending.
-async fn blocking<T: Send + 'static>(
-    limit: Duration,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
-    match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
-        Err(_) => None,
-        Ok(Ok(outcome)) => Some(outcome),
-        Ok(Err(join)) => match join.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => None,
-        },
-    }
 }

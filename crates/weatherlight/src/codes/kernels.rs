@@ -14,6 +14,14 @@ pub(super) const CODES: &[Code] = &[
     ),
     row(
         Library,
+        "library_bucket",
+        "The bucket of the artifacts cannot be used",
+        "URZA_ARTIFACT_URL names a bucket that is not there, does not answer, or refuses the credentials.",
+        "A wrong bucket, region, endpoint or key; a key that may not read, write, list and delete; a network that is down.",
+        "The text below names which of these it is. Correct URZA_ARTIFACT_URL or the AWS_* settings, or unset the URL to use the directory alone.",
+    ),
+    row(
+        Library,
         "library_newer",
         "A newer program wrote the catalogue",
         "Its schema has a version that this program does not know, and it is left alone.",

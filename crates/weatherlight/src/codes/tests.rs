@@ -104,6 +104,7 @@ fn existing(family: Family) -> Vec<&'static str> {
         Family::Http => nissa::Refusal::ALL.iter().map(|refusal| refusal.as_str()).collect(),
         Family::Library => variants!(OpenError {
             Directory = "library_directory",
+            Bucket = "library_bucket",
             Newer = "library_newer",
             Damaged = "library_damaged",
             Catalogue = "library_catalogue",
