@@ -230,6 +230,11 @@ impl Token {
 pub struct HttpConfig {
     /// Allows changes (`POST`). Default: none, and every change is refused.
     pub token: TokenSource,
+    /// `URZA_HTTP_TOKEN`: allows downloads of kernels, as the other does. Without either everybody who
+    /// reaches this listener may have them.
+    pub kernel_token: TokenSource,
+    /// Downloads of kernels at once; more are told to come again.
+    pub downloads_max: NonZeroUsize,
     /// Host names, beside `localhost` and addresses, under which a loopback listener may be asked
     /// for. Others are refused there, so that no web site can rebind its name to this machine.
     pub hosts: Vec<String>,
@@ -254,6 +259,8 @@ impl Default for HttpConfig {
         let count = |count: usize| NonZeroUsize::MIN.saturating_add(count - 1);
         Self {
             token: TokenSource::default(),
+            kernel_token: TokenSource::default(),
+            downloads_max: count(16),
             hosts: Vec::new(),
             connections_max: count(128),
             subscribers_max: count(32),

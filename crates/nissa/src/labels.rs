@@ -77,7 +77,7 @@ labels! {
         Page = "page", Live = "livez", Ready = "readyz", Health = "healthz", Metrics = "metrics",
         Summary = "summary", State = "state", Sources = "sources", Events = "events",
         Logs = "logs", Restart = "restart", Reload = "reload", Bus = "bus",
-        DeadLetters = "dead_letters", Unknown = "unknown",
+        DeadLetters = "dead_letters", Kernels = "kernels", Unknown = "unknown",
     }
     /// How it was answered.
     Answer {
@@ -87,7 +87,7 @@ labels! {
     Refusal {
         Host = "host", CrossSite = "cross_site", NoToken = "no_token", BadToken = "bad_token",
         ChangesOff = "changes_off", TimedOut = "timed_out", Subscribers = "subscribers",
-        Body = "body",
+        Body = "body", Downloads = "downloads",
     }
 }
 

@@ -41,7 +41,7 @@ pub use health::{
     BreakerHealth, BreakerState, Health, HealthSource, KeyHealth, LaneHealth, LeaseHealth,
     ProcessPhase, RecentRestart, SystemMode, WorkerHealth, WorkerState,
 };
-pub use http::Http;
+pub use http::{Http, KernelSource};
 pub use ingest::{Ingest, STREAMS};
 pub use labels::{Answer, Endpoint, Kind, Outcome, Provenance, Refusal, Source};
 pub use log_tail::{LOG_TAIL_LEN_MAX, LogLines, LogTail};

@@ -168,6 +168,19 @@ impl Catalogue {
         row.map(|row| self.record(&row)).transpose()
     }
 
+    /// The newest record of an artifact; an active one before a quarantined one.
+    pub(crate) async fn find_digest(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<Record>, LibraryError> {
+        let query = sqlx::query(
+            "SELECT * FROM records WHERE digest = ? ORDER BY state = 'active' DESC, id DESC LIMIT 1",
+        )
+        .bind(digest.to_hex());
+        let row = self.within(query.fetch_optional(&self.pool)).await?;
+        row.map(|row| self.record(&row)).transpose()
+    }
+
     /// One page of all records, in the order of storing.
     pub(crate) async fn list(&self, page: Page) -> Result<Vec<Record>, LibraryError> {
         let after = page.after.map_or(0, |id| id.0);

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -130,15 +130,35 @@ impl Files {
     pub(crate) fn settle(&self, temporary: NamedTempFile, path: &Path) -> io::Result<()> {
         temporary.as_file().sync_all()?;
         oona::chaos::point(oona::chaos::Point::ArtifactWritten);
-        let shard = path.parent().unwrap_or(&self.root);
-        let shard_is_new = !shard.exists();
-        fs::create_dir_all(shard)?;
+        self.into_shard(path)?;
         temporary.persist(path)?;
-        File::open(shard)?.sync_all()?;
-        if shard_is_new {
+        self.sync_shard(path)
+    }
+
+    /// As [`Files::settle`], for a file of this directory that was written under a name of its own.
+    pub(crate) fn adopt(&self, file: &File, from: &Path, path: &Path) -> io::Result<()> {
+        file.sync_all()?;
+        self.into_shard(path)?;
+        fs::rename(from, path)?;
+        self.sync_shard(path)
+    }
+
+    /// Where a file of its own name is written that may be gone on with later.
+    pub(crate) fn partial(&self, digest: &Digest) -> PathBuf {
+        self.root.join(TMP).join(format!("{digest}.part"))
+    }
+
+    fn into_shard(&self, path: &Path) -> io::Result<()> {
+        let shard = path.parent().unwrap_or(&self.root);
+        if !shard.exists() {
+            fs::create_dir_all(shard)?;
             File::open(&self.root)?.sync_all()?;
         }
         Ok(())
+    }
+
+    fn sync_shard(&self, path: &Path) -> io::Result<()> {
+        File::open(path.parent().unwrap_or(&self.root))?.sync_all()
     }
 
     /// Which file stands there now, if it can be an artifact of `bytes` bytes.
@@ -267,6 +287,21 @@ impl Files {
         }
         Ok(removed)
     }
+}
+
+/// Opens a regular file of this length, and nothing that a link or a name of another kind leads to.
+/// Blocking.
+pub(crate) fn open_regular(path: &Path, bytes: u64) -> Result<File, FetchError> {
+    // Without `NONBLOCK` the opening of a pipe would wait for a writer.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let opened = fs::OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
+    let file = opened.map_err(|error| read_fault(path, error))?;
+    let metadata = file.metadata().map_err(|error| read_fault(path, error))?;
+    if metadata.is_file() && metadata.len() == bytes {
+        return Ok(file);
+    }
+    // It was verified a moment ago and is another file now.
+    Err(read_fault(path, io::ErrorKind::InvalidData.into()))
 }
 
 /// The digest in the name of an artifact's file, or of its object.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kernel::Digest;
 use leyline::ids::BlueprintId;
 use leyline::time::now_unix_ms;
 use leyline::wire::BlueprintTier;
@@ -152,6 +153,19 @@ impl Library {
     /// [`LibraryError::Unavailable`] when nobody can tell.
     pub async fn find_job(&self, job: &JobKey) -> Result<Option<Record>, LibraryError> {
         self.inner.catalogue.find_job(job).await
+    }
+
+    /// The newest record of the artifact with this digest; an active one before a quarantined one.
+    ///
+    /// # Errors
+    /// [`LibraryError::Unavailable`] when nobody can tell.
+    pub async fn find_digest(&self, digest: &Digest) -> Result<Option<Record>, LibraryError> {
+        self.inner.catalogue.find_digest(digest).await
+    }
+
+    /// How long reading or hashing one artifact may take.
+    pub(crate) fn file_timeout(&self) -> Duration {
+        self.inner.config.file_timeout
     }
 
     /// One page of all records, quarantined ones included, in the order of storing.

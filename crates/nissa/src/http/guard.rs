@@ -70,12 +70,18 @@ pub(super) fn refuse(shared: &Shared, reason: Refusal) -> Response {
         Refusal::Subscribers => {
             (StatusCode::SERVICE_UNAVAILABLE, "too many live readers; poll /v1/state")
         }
+        Refusal::Downloads => {
+            (StatusCode::SERVICE_UNAVAILABLE, "too many downloads at once; try again")
+        }
         Refusal::Body => (StatusCode::PAYLOAD_TOO_LARGE, "no request here has a body"),
     };
     let mut response = (status, Json(json!({ "error": text, "reason": reason }))).into_response();
     let headers = response.headers_mut();
     if reason == Refusal::NoToken {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if reason == Refusal::Downloads {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if reason == Refusal::Subscribers {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("10"));
@@ -86,12 +92,29 @@ pub(super) fn refuse(shared: &Shared, reason: Refusal) -> Response {
 /// Whether a request may change something.
 pub(super) fn authorise(config: &HttpConfig, headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(token) = config.token.in_force() else { return Err(Refusal::ChangesOff) };
-    let given = headers.get(AUTHORIZATION).ok_or(Refusal::NoToken)?;
-    let claimed = match given.as_bytes().split_at_checked(7) {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => rest,
-        _ => return Err(Refusal::NoToken),
-    };
-    if token.matches(claimed.trim_ascii()) { Ok(()) } else { Err(Refusal::BadToken) }
+    let claimed = claimed(headers).ok_or(Refusal::NoToken)?;
+    if token.matches(claimed) { Ok(()) } else { Err(Refusal::BadToken) }
+}
+
+/// Whether a request may have kernels: everybody while no token is set, else who has that of
+/// trainers, or that of operators.
+pub(super) fn authorise_download(config: &HttpConfig, headers: &HeaderMap) -> Result<(), Refusal> {
+    let tokens = [config.kernel_token.in_force(), config.token.in_force()];
+    if tokens.iter().all(Option::is_none) {
+        return Ok(());
+    }
+    let claimed = claimed(headers).ok_or(Refusal::NoToken)?;
+    // Each is compared, so that the time does not tell which it was.
+    let matches = tokens.iter().flatten().filter(|token| token.matches(claimed)).count();
+    if matches > 0 { Ok(()) } else { Err(Refusal::BadToken) }
+}
+
+/// The token that a request shows.
+fn claimed(headers: &HeaderMap) -> Option<&[u8]> {
+    match headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => Some(rest.trim_ascii()),
+        _ => None,
+    }
 }
 
 fn refusal(shared: &Shared, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Refusal> {
@@ -160,6 +183,7 @@ fn endpoint(uri: &Uri) -> Endpoint {
         "/v1/logs" => Endpoint::Logs,
         path if path.starts_with("/v1/bus/") => Endpoint::Bus,
         path if path == "/v1/dlq" || path.starts_with("/v1/dlq/") => Endpoint::DeadLetters,
+        path if path.starts_with("/kernels/") => Endpoint::Kernels,
         "/v1/reload" => Endpoint::Reload,
         path if path.starts_with("/v1/workers/") => Endpoint::Restart,
         _ => Endpoint::Unknown,

@@ -8,6 +8,7 @@ mod bus;
 mod connection;
 mod exposition;
 mod guard;
+mod kernels;
 mod live;
 mod page;
 mod routes;
@@ -37,6 +38,9 @@ use crate::log_tail::LogTail;
 use crate::metrics::Metrics;
 use crate::reload::ReloadPort;
 
+/// The library, once it is open; it never is in a process that has none.
+pub type KernelSource = tokio::sync::watch::Receiver<Option<urza::Library>>;
+
 /// Pause after the system refused a connection, for want of descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -56,6 +60,8 @@ pub struct Http {
     pub board: BoardSource,
     /// The bus, once it is open.
     pub bus: BusSource,
+    /// The library whose kernels are handed out, once it is open.
+    pub kernels: KernelSource,
     /// Every metric of the process.
     pub registry: Arc<Registry>,
     /// The newest lines of the log.

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::{authorise, guard, refuse};
-use super::{Http, bus, live, page, view};
+use super::{Http, KernelSource, bus, kernels, live, page, view};
 use crate::board::BoardSource;
 use crate::bus::BusSource;
 use crate::config::HttpConfig;
@@ -42,6 +42,8 @@ pub(super) struct Shared {
     pub(super) control: WorkerControl,
     pub(super) reload: ReloadPort,
     pub(super) metrics: Metrics,
+    pub(super) kernels: KernelSource,
+    pub(super) downloads: Arc<Semaphore>,
     pub(super) subscribers: Arc<Semaphore>,
     pub(super) closing: CancellationToken,
     policy: Arc<str>,
@@ -58,11 +60,13 @@ pub(super) struct Wanted {
 pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> Router {
     let shared = Shared {
         subscribers: Arc::new(Semaphore::new(http.config.subscribers_max.get())),
+        downloads: Arc::new(Semaphore::new(http.config.downloads_max.get())),
         config: http.config.clone(),
         local,
         health: http.health.clone(),
         board: http.board.clone(),
         bus: http.bus.clone(),
+        kernels: http.kernels.clone(),
         registry: http.registry.clone(),
         logs: http.logs.clone(),
         control: http.control.clone(),
@@ -91,6 +95,8 @@ pub(super) fn router(http: &Http, local: IpAddr, closing: CancellationToken) -> 
         .route("/v1/workers/{name}/restart", post(restart))
         .route("/v1/workers/{name}/park", post(park))
         .route("/v1/reload", post(reload))
+        .route("/kernels/{name}", get(kernels::kernel))
+        .route("/kernels/{name}/manifest", get(kernels::manifest))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(shared.clone(), guard))
         .with_state(shared)
@@ -242,7 +248,7 @@ async fn reload(State(shared): State<Shared>, headers: HeaderMap) -> Response {
 
 async fn unknown() -> Response {
     let paths = "/ /livez /readyz /healthz /metrics /metrics/summary /v1/state /v1/sources \
-                 /v1/events /v1/bus/streams /v1/bus/entries /v1/dlq /v1/logs";
+                 /v1/events /v1/bus/streams /v1/bus/entries /v1/dlq /v1/logs /kernels/SHA256";
     let body = json!({ "error": "there is nothing here", "paths": paths });
     (StatusCode::NOT_FOUND, Json(body)).into_response()
 }

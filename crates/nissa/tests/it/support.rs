@@ -56,6 +56,7 @@ pub async fn serve<F: Future<Output = ()>>(config: HttpConfig, test: impl FnOnce
         health: health_source,
         board: board_source,
         bus: watch::channel(None).1,
+        kernels: watch::channel(None).1,
         registry: Arc::new(registry),
         logs: nissa::LogTail::default(),
         control,

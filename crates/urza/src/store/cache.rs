@@ -23,7 +23,7 @@ const TOUCHED_LEN_MAX: usize = 4096;
 
 /// The bound, and what it must not touch.
 #[derive(Debug)]
-pub(super) struct CacheBound {
+pub(crate) struct CacheBound {
     bytes_max: u64,
     grace: Duration,
     // Both are held for a look or a change in memory, never across a wait.
@@ -32,16 +32,16 @@ pub(super) struct CacheBound {
 }
 
 impl CacheBound {
-    pub(super) fn new(bytes_max: u64) -> Self {
+    pub(crate) fn new(bytes_max: u64) -> Self {
         Self { bytes_max, grace: GRACE, leased: Mutex::default(), touched: Mutex::default() }
     }
 
-    pub(super) fn protect(&self, leased: HashSet<Digest>) {
+    pub(crate) fn protect(&self, leased: HashSet<Digest>) {
         *lock(&self.leased) = leased;
     }
 
     /// Notes that a file was handed out.
-    pub(super) fn used(&self, files: &Files, digest: &Digest) {
+    pub(crate) fn used(&self, files: &Files, digest: &Digest) {
         let now = Instant::now();
         {
             let mut touched = lock(&self.touched);
@@ -65,7 +65,7 @@ impl CacheBound {
     }
 
     /// Removes the least recently used files until `wanted` bytes more fit; says how many. Blocking.
-    pub(super) fn make_room(&self, files: &Files, wanted: u64) -> io::Result<usize> {
+    pub(crate) fn make_room(&self, files: &Files, wanted: u64) -> io::Result<usize> {
         let mut held = files.list(None, usize::MAX)?;
         let mut bytes: u64 = held.iter().map(|stored| stored.bytes).sum();
         held.sort_unstable_by_key(|stored| stored.used);

@@ -23,11 +23,12 @@ use kernel::Digest;
 pub use self::fault::BucketFault;
 pub use self::url::{BucketAccess, BucketConfig, BucketUrl, BucketUrlFault};
 
+pub(crate) use self::cache::CacheBound;
+pub(crate) use self::client::client;
 pub(crate) use self::space::WriteFault;
 
 use self::arrival::Purpose;
 use self::bucket::{Bucket, GetFault};
-use self::cache::CacheBound;
 use crate::error::{FetchError, OpenError, StoreError};
 use crate::files::{Files, Identity};
 

@@ -1,8 +1,11 @@
-//! Black-box tests of the library and its workers, on real files, SQLite and the embedded bus.
+//! Black-box tests of the library and its workers, on real files, SQLite and the embedded bus, and on
+//! a real S3 server.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod library;
 mod maintenance;
 mod prefetch;
+mod servers;
+mod stores;
 mod support;
