@@ -72,6 +72,17 @@ pub enum FetchFailure {
     /// The library's file is corrupt; a rebuild was ordered.
     #[error("checksum_mismatch")]
     ChecksumMismatch,
+    /// The file is there and may not be read from here, and it cannot be had otherwise.
+    #[error("artifact_unreadable")]
+    Unreadable,
+    /// The kernel could not be fetched from where the answer said.
+    #[error("download_failed")]
+    DownloadFailed {
+        /// What was wrong, and what to do.
+        fault: String,
+        /// Whether asking again may help.
+        may_pass: bool,
+    },
     /// The library could not tell, in spite of retries.
     #[error("unavailable")]
     Unavailable,
@@ -124,7 +135,9 @@ impl FetchFailure {
             | Self::ChecksumMismatch
             | Self::TimedOut
             | Self::PublishRefused => true,
+            Self::DownloadFailed { may_pass, .. } => *may_pass,
             Self::MissingArtifact
+            | Self::Unreadable
             | Self::Refused(_)
             | Self::BlueprintMismatch
             | Self::GuardMismatch

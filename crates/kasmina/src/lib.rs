@@ -23,6 +23,7 @@ mod ledger;
 mod manager;
 mod metrics;
 mod moment;
+mod obtain;
 mod open;
 mod pending;
 mod prefetch;

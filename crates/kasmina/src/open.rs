@@ -1,7 +1,9 @@
 //! Opening an artifact that the library has announced. Blocking.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Component, Path, PathBuf};
 
 use kernel::Digest;
 use kernel::artifact::{ArtifactError, Kernel};
@@ -13,37 +15,65 @@ use crate::fetch::FetchFailure;
 /// What an answer promises, in types.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Promise {
-    pub(crate) path: PathBuf,
+    /// Where it is on the library's machine, and perhaps on this one.
+    pub(crate) path: Option<PathBuf>,
+    /// Where it can be had from elsewhere.
+    pub(crate) url: Option<String>,
     pub(crate) digest: Digest,
     pub(crate) guard_digest: Digest,
 }
 
 impl Promise {
-    /// Reads an answer.
+    /// Reads an answer, and the URL that came with it.
     ///
     /// # Errors
-    /// The reference is no absolute path, or a digest is none.
-    pub(crate) fn read(ready: &KernelArtifactReady) -> Result<Self, FetchFailure> {
+    /// The reference is no plain absolute path and no URL came, or a digest is none.
+    pub(crate) fn read(
+        ready: &KernelArtifactReady,
+        url: Option<String>,
+    ) -> Result<Self, FetchFailure> {
         let failed = |detail: &str| FetchFailure::OpenFailed { detail: detail.to_owned() };
-        let path = PathBuf::from(&ready.artifact_ref);
-        if !path.is_absolute() {
+        let path = Some(PathBuf::from(&ready.artifact_ref)).filter(|path| is_plain(path));
+        if path.is_none() && url.is_none() {
             return Err(failed("the artifact reference is no absolute path"));
         }
         let digest = ready.checksum.parse().map_err(|_| failed("the checksum is no SHA-256"))?;
         let guard_digest =
             ready.guard_digest.parse().map_err(|_| failed("the guard digest is no SHA-256"))?;
-        Ok(Self { path, digest, guard_digest })
+        Ok(Self { path, url, digest, guard_digest })
     }
+}
+
+/// Absolute, and nothing in it that leads back up.
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute()
+        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+        && !path.as_os_str().as_encoded_bytes().contains(&0)
+}
+
+/// Opens what a reference names: a regular file, and nothing that a link at its end leads to. The
+/// opening of a pipe does not wait for a writer.
+fn regular(path: &Path) -> Result<File, ArtifactError> {
+    let read = |source| ArtifactError::Read { path: path.to_owned(), source };
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let flags = flags.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(read)?;
+    if file.metadata().map_err(read)?.is_file() {
+        return Ok(file);
+    }
+    Err(read(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")))
 }
 
 /// Opens an artifact: its digest is verified before anything of it is read, its guard must be the
 /// announced one, its blueprint the wanted one, and its shapes those of the slot.
 pub(crate) fn open(
+    path: &Path,
     promise: &Promise,
     blueprint: &BlueprintId,
     shape: &[usize],
 ) -> Result<Kernel, FetchFailure> {
-    let kernel = Kernel::open(&promise.path, &promise.digest).map_err(failure)?;
+    let file = regular(path).map_err(failure)?;
+    let kernel = Kernel::of_file(file, path, &promise.digest).map_err(failure)?;
     let manifest = kernel.manifest();
     if manifest.guard_digest != promise.guard_digest {
         return Err(FetchFailure::GuardMismatch);
@@ -71,9 +101,11 @@ fn failure(error: ArtifactError) -> FetchFailure {
         ArtifactError::Corrupt { .. } | ArtifactError::Length { .. } => {
             FetchFailure::ChecksumMismatch
         }
-        ArtifactError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            FetchFailure::ArtifactNotFound
-        }
+        ArtifactError::Read { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound => FetchFailure::ArtifactNotFound,
+            io::ErrorKind::PermissionDenied => FetchFailure::Unreadable,
+            _ => FetchFailure::OpenFailed { detail: format!("cannot read it: {source}") },
+        },
         other => FetchFailure::OpenFailed { detail: other.to_string() },
     }
 }

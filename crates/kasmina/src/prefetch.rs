@@ -20,10 +20,11 @@ use oona::{Bus, BusError, Heartbeat, Outgoing, Span, SpanKind, Stream, TraceCont
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use urza::fetch::FetcherConfig;
 
 use crate::fetch::{FetchFailure, FetchOrder, Fetched, FetchedKernel, ORDERS_MAX, RESULTS_MAX};
 use crate::metrics::{FetchOutcome, Ignored, Metrics};
-use crate::open::{self, Promise};
+use crate::obtain::Source;
 use crate::pending::{Match, Patience, Table, Verdict};
 use crate::replies::{Answer, REPLIES_MAX, Reply};
 use crate::telemetry::SOURCE;
@@ -33,12 +34,12 @@ use crate::telemetry::SOURCE;
 pub struct PrefetchConfig {
     /// How long and how often a kernel is asked for.
     pub patience: Patience,
+    /// Where and how kernels are fetched that are not on this machine; `None`: they are not.
+    pub fetcher: Option<FetcherConfig>,
 }
 
 /// How long publishing one request may take.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long opening and hashing one artifact may take.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The training thread's end.
 #[derive(Debug)]
@@ -55,6 +56,7 @@ pub struct TrainerEnd {
 #[derive(Debug, Clone)]
 pub struct PrefetchDesk {
     state: Arc<Mutex<State>>,
+    source: Source,
     replies: mpsc::Sender<Reply>,
 }
 
@@ -78,7 +80,8 @@ impl PrefetchDesk {
             results: answers,
             table: Table::new(config.patience),
         };
-        let desk = Self { state: Arc::new(Mutex::new(state)), replies };
+        let source = Source::new(config.fetcher);
+        let desk = Self { state: Arc::new(Mutex::new(state)), source, replies };
         (desk, TrainerEnd { orders, results })
     }
 
@@ -171,7 +174,9 @@ impl Prefetch {
 
     fn replied(&self, state: &mut State, started: &Started, reply: Reply) {
         match reply.answer {
-            Answer::Ready(ready) => self.ready(state, started, ready, reply.trace, reply.done),
+            Answer::Ready(ready, url) => {
+                self.ready(state, started, (ready, url), reply.trace, reply.done);
+            }
             Answer::Error(error) => self.error(state, &error, reply.done),
         }
     }
@@ -189,7 +194,7 @@ impl Prefetch {
         &self,
         state: &mut State,
         started: &Started,
-        ready: KernelArtifactReady,
+        (ready, url): (KernelArtifactReady, Option<String>),
         trace: Option<TraceContext>,
         done: oneshot::Sender<()>,
     ) {
@@ -205,9 +210,11 @@ impl Prefetch {
             step.set("kasmina.blueprint", order.blueprint.as_str());
             step.set("messaging.message.conversation_id", request.as_str());
         }
+        let source = self.desk.source.clone();
         started.push(Box::pin(async move {
             let began = Instant::now();
-            let opening = AssertUnwindSafe(open_for(order, ready, ordered)).catch_unwind();
+            let opening = obtain(source, order, ready, url, ordered);
+            let opening = AssertUnwindSafe(opening).catch_unwind();
             let result = opening.await.unwrap_or_else(|panic| {
                 let detail = format!("opening panicked: {}", oona::panic_text(panic.as_ref()));
                 Err(FetchFailure::OpenFailed { detail })
@@ -267,6 +274,7 @@ impl Prefetch {
                 self.metrics.fetched(outcome(&failure));
                 let detail = match &failure {
                     FetchFailure::OpenFailed { detail } => Some(detail.as_str()),
+                    FetchFailure::DownloadFailed { fault, .. } => Some(fault.as_str()),
                     _ => None,
                 };
                 tracing::warn!(%request, seed = %order.seed, blueprint = %order.blueprint, %failure, detail, "kernel not fetched");
@@ -354,29 +362,23 @@ async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder) -> bool {
     }
 }
 
-async fn open_for(
+async fn obtain(
+    source: Source,
     order: FetchOrder,
     ready: KernelArtifactReady,
+    url: Option<String>,
     ordered: Instant,
 ) -> Result<FetchedKernel, FetchFailure> {
-    let promise = Promise::read(&ready)?;
-    let path = promise.path.clone();
-    let digest = promise.digest;
-    let FetchOrder { blueprint, shape, .. } = order.clone();
-    let opening = tokio::task::spawn_blocking(move || open::open(&promise, &blueprint, &shape));
-    let failed = |detail: &str| FetchFailure::OpenFailed { detail: detail.to_owned() };
-    let kernel = tokio::time::timeout(OPEN_TIMEOUT, opening)
-        .await
-        .map_err(|_| failed("opening took too long"))?
-        .map_err(|_| failed("opening was broken off"))??;
+    let (prewarm_p50_ms, prewarm_p95_ms) = (ready.prewarm_p50_ms, ready.prewarm_p95_ms);
+    let obtained = source.obtain(&order, &ready, url).await?;
     Ok(FetchedKernel {
         blueprint: order.blueprint,
-        digest,
-        path,
+        digest: obtained.kernel.digest(),
+        path: obtained.path,
         latency: ordered.elapsed(),
-        prewarm_p50_ms: ready.prewarm_p50_ms,
-        prewarm_p95_ms: ready.prewarm_p95_ms,
-        kernel: Arc::new(kernel),
+        prewarm_p50_ms,
+        prewarm_p95_ms,
+        kernel: Arc::new(obtained.kernel),
     })
 }
 
@@ -389,6 +391,8 @@ const fn outcome(failure: &FetchFailure) -> FetchOutcome {
         | FetchFailure::BlueprintMismatch => FetchOutcome::Unfit,
         FetchFailure::MissingArtifact
         | FetchFailure::ArtifactNotFound
+        | FetchFailure::Unreadable
+        | FetchFailure::DownloadFailed { .. }
         | FetchFailure::ChecksumMismatch
         | FetchFailure::Unavailable
         | FetchFailure::Refused(_)

@@ -19,13 +19,15 @@ use crate::metrics::{Ignored, Metrics};
 pub const REPLIES_MAX: usize = 256;
 /// Answers handed over and not yet acknowledged, for one consumer.
 const IN_FLIGHT_MAX: usize = 64;
-/// How long the coordinator may take; opening a large artifact is part of it.
-const HANDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the coordinator may take; fetching a large artifact from another machine is part of it
+/// ([`urza::fetch::FetcherConfig::total_timeout`]), and opening it.
+const HANDLE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// An answer of the library.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Answer {
-    Ready(KernelArtifactReady),
+    /// With the URL of the kernel, where the library serves it.
+    Ready(KernelArtifactReady, Option<String>),
     Error(KernelArtifactError),
 }
 
@@ -33,7 +35,7 @@ impl Answer {
     /// Which request it answers.
     pub(crate) fn request(&self) -> &str {
         match self {
-            Self::Ready(ready) => &ready.request_id,
+            Self::Ready(ready, _) => &ready.request_id,
             Self::Error(error) => &error.request_id,
         }
     }
@@ -151,7 +153,10 @@ async fn hand_over(
     metrics: &Metrics,
 ) {
     let (answer, name) = match &delivery.message {
-        Message::PrefetchReady(ready) => (Answer::Ready(ready.clone()), "kasmina.ready"),
+        Message::PrefetchReady(ready) => {
+            let url = delivery.attributes.get(urza::KERNEL_URL).cloned();
+            (Answer::Ready(ready.clone(), url), "kasmina.ready")
+        }
         Message::PrefetchError(error) => (Answer::Error(error.clone()), "kasmina.error"),
         Message::CatalogUpdate(_) => {
             return ignore(delivery, metrics, Ignored::CatalogUpdate).await;

@@ -171,7 +171,7 @@ impl Catalogue {
     /// The newest record of an artifact; an active one before a quarantined one.
     pub(crate) async fn find_digest(
         &self,
-        digest: &Digest,
+        digest: &kernel::Digest,
     ) -> Result<Option<Record>, LibraryError> {
         let query = sqlx::query(
             "SELECT * FROM records WHERE digest = ? ORDER BY state = 'active' DESC, id DESC LIMIT 1",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::store::BucketConfig;
+use crate::store::{BucketConfig, BucketUrlFault};
 
 /// Where the catalogue stands: `URZA_DATABASE_URL`, typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub enum ConfigFault {
         /// The text as given, without what might be a password.
         url: String,
     },
+    /// The bucket's URL cannot be used.
+    #[error(transparent)]
+    Bucket(#[from] BucketUrlFault),
     /// Connection options in the URL are not understood, so they are not silently dropped.
     #[error(
         "the catalogue URL carries options (?...); remove them, URZA_* settings cover what can be set"

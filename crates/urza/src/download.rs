@@ -15,6 +15,9 @@ use crate::store::blocking;
 /// The record's extra that holds the forge's signature.
 pub const SIGNATURE: &str = "signature";
 
+/// The attribute of a ready answer's envelope that says where the kernel can be had over HTTP.
+pub const KERNEL_URL: &str = "kernel-url";
+
 /// A verified artifact, open for reading.
 #[derive(Debug)]
 pub struct Download {

@@ -34,7 +34,7 @@ mod verify;
 pub use answer::{ARTIFACT_NOT_FOUND, CHECKSUM_MISMATCH, MISSING_ARTIFACT, UNAVAILABLE};
 pub use config::{CatalogueUrl, Config, ConfigFault};
 pub use demand::{BuildAnswer, BuildOrder, BuildRequest, Demand, Placed, Queued, WhyBuild};
-pub use download::{Download, DownloadFault, SIGNATURE, kernel_url};
+pub use download::{Download, DownloadFault, KERNEL_URL, SIGNATURE, kernel_url};
 pub use error::{FetchError, LibraryError, Mismatch, OpenError, Remedy, StoreError, StoreFault};
 pub use extras::{Extras, ExtrasError};
 pub use job::{JobKey, JobKeyError};

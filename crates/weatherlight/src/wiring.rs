@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use leyline::sign::Keyring;
 
-use crate::settings::EsperSettings;
+use crate::settings::{EsperSettings, SecretText};
 
 /// The bus's settings.
 pub fn bus_config(settings: &EsperSettings) -> oona::Config {
@@ -79,9 +79,39 @@ pub fn library_config(settings: &EsperSettings) -> Result<urza::Config, urza::Co
     Ok(urza::Config {
         catalogue: urza::CatalogueUrl::parse(settings.urza_database_url.expose())?,
         artifact_dir: settings.urza_artifact_dir.clone(),
+        bucket: bucket_config(settings)?,
+        artifact_cache_bytes_max: settings.urza_artifact_cache_bytes_max,
         cache_ttl: settings.urza_cache_ttl,
         ..urza::Config::default()
     })
+}
+
+/// Where artifacts live beyond the directory, if they do.
+fn bucket_config(
+    settings: &EsperSettings,
+) -> Result<Option<urza::store::BucketConfig>, urza::ConfigFault> {
+    let Some(url) = &settings.urza_artifact_url else { return Ok(None) };
+    let secret = |secret: &Option<SecretText>| secret.as_ref().map(|it| it.expose().to_owned());
+    let access = urza::store::BucketAccess {
+        endpoint: settings.aws_endpoint.as_ref().map(|url| url.expose().to_owned()),
+        region: settings.aws_region.clone(),
+        key_id: secret(&settings.aws_access_key_id),
+        secret_key: secret(&settings.aws_secret_access_key),
+        session_token: secret(&settings.aws_session_token),
+    };
+    let url = urza::store::BucketUrl::parse(url.expose())?;
+    Ok(Some(urza::store::BucketConfig::new(url, access)))
+}
+
+/// How a trainer has kernels fetched.
+pub fn prefetch_config(settings: &EsperSettings) -> kasmina::PrefetchConfig {
+    let token = settings.kasmina_kernel_token.as_ref();
+    let fetcher = urza::fetch::FetcherConfig {
+        token: token.map(|token| token.expose().to_owned()),
+        cache_bytes_max: settings.kasmina_kernel_cache_bytes_max,
+        ..urza::fetch::FetcherConfig::at(settings.kasmina_kernel_cache_dir.clone())
+    };
+    kasmina::PrefetchConfig { fetcher: Some(fetcher), ..kasmina::PrefetchConfig::default() }
 }
 
 /// The forge's settings.

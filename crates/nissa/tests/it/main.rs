@@ -5,5 +5,8 @@ mod bounds;
 mod contract;
 mod http;
 mod ingest;
+mod kernels;
 mod live;
+#[path = "../../../urza/tests/it/proxy.rs"]
+mod proxy;
 mod support;

@@ -42,6 +42,16 @@ pub fn healthy() -> Health {
 /// Runs a server while `test` talks to it, then stops it and demands a clean end.
 pub async fn serve<F: Future<Output = ()>>(config: HttpConfig, test: impl FnOnce(Server) -> F) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    serve_on(listener, config, None, test).await;
+}
+
+/// The same on a listener, and with a library whose kernels are handed out.
+pub async fn serve_on<F: Future<Output = ()>>(
+    listener: std::net::TcpListener,
+    config: HttpConfig,
+    library: Option<urza::Library>,
+    test: impl FnOnce(Server) -> F,
+) {
     let address = listener.local_addr().unwrap();
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
@@ -56,7 +66,7 @@ pub async fn serve<F: Future<Output = ()>>(config: HttpConfig, test: impl FnOnce
         health: health_source,
         board: board_source,
         bus: watch::channel(None).1,
-        kernels: watch::channel(None).1,
+        kernels: watch::channel(library).1,
         registry: Arc::new(registry),
         logs: nissa::LogTail::default(),
         control,

@@ -35,11 +35,17 @@ const PARTS_AT_ONCE: usize = 4;
 const READS: usize = 2;
 
 /// A bucket.
-#[derive(Debug)]
 pub(super) struct Bucket {
     store: AmazonS3,
     config: BucketConfig,
     url: String,
+}
+
+/// The client would show what it signs with.
+impl std::fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bucket").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 /// Why an artifact was not had from a bucket.
@@ -270,7 +276,7 @@ impl Bucket {
         after: Option<&Digest>,
         limit: usize,
     ) -> Result<Vec<Stored>, BucketFault> {
-        let root = self.config.url.key("");
+        let root = self.config.url.prefix().clone();
         let fault = |error: Error| self.fault(&root, &error);
         let listing = async {
             let mut objects = match after {

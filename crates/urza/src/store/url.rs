@@ -55,6 +55,11 @@ impl BucketUrl {
         &self.bucket
     }
 
+    /// What every key begins with.
+    pub(super) const fn prefix(&self) -> &Path {
+        &self.prefix
+    }
+
     /// The key of this name below the prefix.
     pub(super) fn key(&self, name: &str) -> Path {
         name.split('/').fold(self.prefix.clone(), |path, part| path.join(part))

@@ -6,6 +6,7 @@
 mod library;
 mod maintenance;
 mod prefetch;
+mod proxy;
 mod servers;
 mod stores;
 mod support;

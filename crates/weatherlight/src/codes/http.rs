@@ -38,6 +38,14 @@ pub(super) const CODES: &[Code] = &[
     ),
     row(
         Http,
+        "downloads",
+        "Too many kernels are fetched at once (503)",
+        "The endpoint hands out 16 at a time, so that it keeps answering probes.",
+        "Many trainers that begin together.",
+        "Nothing: a client comes again by itself, after the second that the answer names.",
+    ),
+    row(
+        Http,
         "cross_site",
         "The request comes from another site (403)",
         "A browser sent it on behalf of another page; only following a link to the page itself is allowed.",

@@ -70,6 +70,22 @@ pub(super) const CODES: &[Code] = &[
     ),
     row(
         Kernel,
+        "artifact_unreadable",
+        "The kernel's file is there and may not be read",
+        "The trainer's user may not read the path that the library named, and the answer came without a URL.",
+        "Rights of URZA_ARTIFACT_DIR.",
+        "Let the trainer's user read URZA_ARTIFACT_DIR, or set URZA_PUBLIC_URL at the service.",
+    ),
+    row(
+        Kernel,
+        "download_failed",
+        "The kernel could not be fetched over HTTP",
+        "The path is not on the trainer's machine, and fetching from the URL of the answer failed; the log line has the fault and its remedy. What came is kept, and gone on with.",
+        "A wrong URZA_PUBLIC_URL or token, a network that is down, a full disk.",
+        "Follow the log line's `detail`; `curl -I URL` with the token shows what the service answers.",
+    ),
+    row(
+        Kernel,
         "checksum_mismatch",
         "The file is not what its record says",
         "The artifact was put into quarantine, a rebuild was ordered, and nobody got the corrupt bytes.",

@@ -117,6 +117,8 @@ fn existing(family: Family) -> Vec<&'static str> {
                 ArtifactNotFound = "artifact_not_found",
                 ChecksumMismatch = "checksum_mismatch",
                 Unavailable = "unavailable",
+                Unreadable = "artifact_unreadable",
+                DownloadFailed = "download_failed",
                 Refused = "",
                 TimedOut = "timed_out",
                 PublishRefused = "publish_refused",

@@ -71,6 +71,8 @@ pub struct Endpoint {
     pub board: nissa::BoardSource,
     /// The bus, once it is open.
     pub bus: nissa::bus::BusSource,
+    /// The library, once it is open.
+    pub kernels: nissa::KernelSource,
     /// Every metric of the process.
     pub registry: Arc<Registry>,
     /// The newest lines of the log.
@@ -91,6 +93,7 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
         let (config, health, board) = (Arc::clone(config), health.clone(), board.clone());
         let (registry, control, metrics) = (Arc::clone(registry), control.clone(), metrics.clone());
         let (bus, logs, reload) = (bus.clone(), endpoint.logs.clone(), endpoint.reload.clone());
+        let kernels = endpoint.kernels.clone();
         async move {
             let heartbeat = context.heartbeat;
             let listener = listener?;
@@ -100,6 +103,7 @@ pub fn http(settings: &EsperSettings, endpoint: Endpoint) -> Row {
                 health,
                 board,
                 bus,
+                kernels,
                 registry,
                 logs,
                 control,

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use leyline::ids::RunId;
 use nissa::{HttpConfig, ReloadPort, WorkerControl};
 use oona::{Bus, BusError};
@@ -96,14 +97,20 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         watched,
     });
     let token = live.token.clone().into();
+    let kernel_token = match &settings.urza_http_token {
+        Some(token) => nissa::Token::new(token.expose()).context("URZA_HTTP_TOKEN")?.into(),
+        None => nissa::TokenSource::default(),
+    };
     let (shown_bus, bus_source) = watch::channel(None);
+    let (shown_library, kernels) = watch::channel(None);
     let endpoint = Endpoint {
         listener,
-        config: Arc::new(HttpConfig { token, ..HttpConfig::default() }),
+        config: Arc::new(HttpConfig { token, kernel_token, ..HttpConfig::default() }),
         health: handle.health(),
         logs: Logs::current().map(|logs| logs.tail()).unwrap_or_default(),
         board: board_source,
         bus: bus_source,
+        kernels,
         registry,
         control,
         reload,
@@ -125,6 +132,7 @@ pub fn start(starting: Starting) -> anyhow::Result<Service> {
         board,
         trainer,
         shown_bus,
+        shown_library,
         opened: bus_sender,
         opened_library: library_sender,
     };
@@ -151,6 +159,8 @@ struct Foundation {
     trainer: Option<RunId>,
     /// Where the endpoint finds the bus.
     shown_bus: watch::Sender<Option<Bus>>,
+    /// Where it finds the library.
+    shown_library: watch::Sender<Option<urza::Library>>,
     opened: oneshot::Sender<Bus>,
     opened_library: oneshot::Sender<urza::Library>,
 }
@@ -169,6 +179,7 @@ async fn boot(
         board,
         trainer,
         shown_bus,
+        shown_library,
         opened: opened_bus,
         opened_library,
     } = foundation;
@@ -178,6 +189,7 @@ async fn boot(
     // Nobody waits for it any more only when the service has ended.
     let _ = opened_bus.send(bus.clone());
     let library = open_library(&settings, &metrics).await?;
+    shown_library.send_replace(Some(library.clone()));
     // As above.
     let _ = opened_library.send(library.clone());
     let policies = open_policies(wiring::policy_config(&settings)).await?;

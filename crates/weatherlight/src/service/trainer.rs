@@ -85,7 +85,7 @@ pub fn attach(
     attachment: &Attachment,
 ) -> (TrainerPorts, Vec<Row>) {
     let Attachment { run, bus, policies, policy_config, metrics } = attachment;
-    let (desk, kernels) = PrefetchDesk::new(PrefetchConfig::default());
+    let (desk, kernels) = PrefetchDesk::new(wiring::prefetch_config(settings));
     let (outbox, outgoing) = tolaria::Outbox::new(&metrics.tolaria);
     let (reports, inbox) = tamiyo::report_queue(&policy_config.reports, &metrics.tamiyo);
     let mut rows = coordinator(settings, run, &group(run), bus, metrics, &desk);

@@ -190,7 +190,34 @@ settings! {
             "Database of the artifact catalogue.";
         urza_artifact_dir: PathBuf = "URZA_ARTIFACT_DIR" "urza.artifact_dir"
             Path, Some("./var/urza/artifacts"), Restart,
-            "Directory of the artifacts. Trainers on other machines must see it under the same path.";
+            "Directory of the artifacts. Trainers on other machines see it under the same path, or fetch by URZA_PUBLIC_URL. With URZA_ARTIFACT_URL it is the verified cache of the bucket.";
+        urza_artifact_url: Option<UrlText> = "URZA_ARTIFACT_URL" "urza.artifact_url"
+            Url(&["s3"]), None, Restart,
+            "Bucket that the artifacts live in, as `s3://bucket/prefix`, on Amazon or on what speaks S3 at AWS_ENDPOINT_URL. Unset: they live in URZA_ARTIFACT_DIR.";
+        urza_artifact_cache_bytes_max: u64 = "URZA_ARTIFACT_CACHE_MAX_BYTES" "urza.artifact_cache_max_bytes"
+            Bytes(1 << 20, 1 << 50), Some("10GiB"), Restart,
+            "How much of the bucket URZA_ARTIFACT_DIR holds; what was used least recently goes first, what is in use stays. Without a bucket nothing is removed for it.";
+        urza_public_url: Option<UrlText> = "URZA_PUBLIC_URL" "urza.public_url"
+            Url(HTTP), None, Restart,
+            "Where trainers on other machines reach WEATHERLIGHT_HTTP_ADDR, such as `https://forge.example`: answers then say where the kernel can be fetched, below `/kernels/`. Unset: they name the local path alone.";
+        urza_http_token: Option<SecretText> = "URZA_HTTP_TOKEN" "urza.http_token"
+            Secret, None, Restart,
+            "Bearer token that trainers fetch kernels with (their KASMINA_KERNEL_TOKEN); that of WEATHERLIGHT_HTTP_TOKEN does as well. With neither set, everybody who reaches the endpoint may fetch them.";
+        aws_endpoint: Option<UrlText> = "AWS_ENDPOINT_URL" "aws.endpoint_url"
+            Url(HTTP), None, Restart,
+            "Server that speaks S3 for URZA_ARTIFACT_URL. Unset: Amazon's, in AWS_REGION.";
+        aws_region: String = "AWS_REGION" "aws.region"
+            Text, Some("us-east-1"), Restart,
+            "Region of the bucket.";
+        aws_access_key_id: Option<SecretText> = "AWS_ACCESS_KEY_ID" "aws.access_key_id"
+            Secret, None, Restart,
+            "Access key for the bucket. Unset: the machine's own role is asked for, from Amazon's metadata service.";
+        aws_secret_access_key: Option<SecretText> = "AWS_SECRET_ACCESS_KEY" "aws.secret_access_key"
+            Secret, None, Restart,
+            "Secret to that key.";
+        aws_session_token: Option<SecretText> = "AWS_SESSION_TOKEN" "aws.session_token"
+            Secret, None, Restart,
+            "Session token, for a key that is temporary. It is not renewed: the service's restart reads a new one.";
         urza_cache_ttl: Option<Duration> = "URZA_CACHE_TTL_SECONDS" "urza.cache_ttl_seconds"
             Span(Seconds, 1.0, 31_536_000.0), None, Restart,
             "Age beyond which an unused artifact is expired. Unset: never.";
@@ -213,6 +240,15 @@ settings! {
         kasmina_fetch_deadline: Duration = "KASMINA_FETCH_DEADLINE_S" "kasmina.fetch_deadline_s"
             Span(Seconds, 1.0, 86_400.0), Some("180"), Restart,
             "A seed whose kernel has not come by then is given up.";
+        kasmina_kernel_cache_dir: PathBuf = "KASMINA_KERNEL_CACHE_DIR" "kasmina.kernel_cache_dir"
+            Path, Some("./var/kasmina/kernels"), Restart,
+            "Directory for kernels that a trainer fetches over HTTP because it does not see URZA_ARTIFACT_DIR. Made when the first one is fetched; trainers of one machine may share it.";
+        kasmina_kernel_cache_bytes_max: u64 = "KASMINA_KERNEL_CACHE_MAX_BYTES" "kasmina.kernel_cache_max_bytes"
+            Bytes(1 << 20, 1 << 50), Some("10GiB"), Restart,
+            "How much that directory holds; what was used least recently goes first.";
+        kasmina_kernel_token: Option<SecretText> = "KASMINA_KERNEL_TOKEN" "kasmina.kernel_token"
+            Secret, None, Restart,
+            "Bearer token that kernels are fetched with: the URZA_HTTP_TOKEN of the service.";
     }
     "Policy" {
         tamiyo_policy_dir: PathBuf = "TAMIYO_POLICY_DIR" "tamiyo.policy_dir"
