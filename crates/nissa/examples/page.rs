@@ -50,6 +50,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         health: health_source,
         board,
         bus: tokio::sync::watch::channel(None).1,
+        kernels: tokio::sync::watch::channel(None).1,
         registry: Arc::new(registry),
         logs: nissa::LogTail::default(),
         control,

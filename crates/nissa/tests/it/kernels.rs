@@ -239,9 +239,9 @@ async fn what_is_corrupt_is_gone_and_never_sent() {
                 let answer = get(server.address, &format!("/kernels/{}", record.digest)).await;
                 assert_eq!(answer.status, 410, "{}", answer.body);
             }
-            let fetched =
-                place.fetcher().fetch(&url(server.address, &record.digest), &record.digest);
-            assert!(matches!(fetched.await, Err(FetchFault::Missing { status: 410 })));
+            let to = url(server.address, &record.digest);
+            let fetched = place.fetcher().fetch(&to, &record.digest).await;
+            assert!(matches!(fetched, Err(FetchFault::Missing { status: 410 })), "{fetched:?}");
         })
         .await;
     assert!(!record.path.exists());
@@ -431,9 +431,9 @@ async fn a_client_is_told_what_to_do() {
         .await;
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let config = FetcherConfig { attempts_max: NonZeroU32::MIN, ..place.client() };
-    let nobody =
-        Fetcher::open(config).unwrap().fetch(&url(closed, &Digest::of("x")), &Digest::of("x"));
-    assert!(matches!(nobody.await, Err(FetchFault::Connection { .. })));
+    let unknown = Digest::of("unknown");
+    let nobody = Fetcher::open(config).unwrap().fetch(&url(closed, &unknown), &unknown).await;
+    assert!(matches!(nobody, Err(FetchFault::Connection { .. })), "{nobody:?}");
 }
 
 #[tokio::test]
