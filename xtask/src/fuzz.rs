@@ -21,7 +21,8 @@ struct Target {
     options: &'static [&'static str],
 }
 
-const TARGETS: [Target; 3] = [
+const TARGETS: [Target; 4] = [
+    Target { name: "artifact", options: &[] },
     Target { name: "envelope", options: &[] },
     Target { name: "verify", options: &[] },
     // The store answers a damaged page with a panic, which is caught; what it held then leaks.

@@ -36,6 +36,9 @@ pub const ANY_HOST: &str = "any";
 const MAP_BYTES_MIN: u64 = 1024 * 1024;
 /// Largest artifact, in bytes. The largest template has some ten million parameters, 40 MB.
 pub const ARTIFACT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Most memory that one forward pass of a kernel may need, in bytes, as [`Cost::bytes`] counts it: 4 GiB. A graph of
+/// a few hundred characters can ask for any amount.
+pub const RUN_BYTES_MAX: u64 = 4 << 30;
 /// Key of the manifest in the file's metadata.
 const MANIFEST_KEY: &str = "esper.manifest";
 
@@ -153,6 +156,12 @@ pub enum ArtifactError {
     Contradiction {
         /// The part at fault.
         field: &'static str,
+    },
+    /// One pass would need more than [`RUN_BYTES_MAX`].
+    #[error("one pass of the kernel needs {found} bytes; at most {RUN_BYTES_MAX} are accepted")]
+    TooCostly {
+        /// Bytes of one pass.
+        found: u64,
     },
     /// A parameter of the graph is not in the file, or the other way round.
     #[error("parameter {name:?} is {problem}")]
@@ -277,6 +286,9 @@ impl Manifest {
         ];
         match parts.iter().find(|(holds, _)| !holds) {
             Some(&(_, field)) => Err(ArtifactError::Contradiction { field }),
+            None if RUN_BYTES_MAX < self.cost.bytes => {
+                Err(ArtifactError::TooCostly { found: self.cost.bytes })
+            }
             None => Ok(()),
         }
     }

@@ -7,6 +7,7 @@ mod cases;
 mod check;
 mod gradient;
 mod graph;
+mod hostile;
 mod optimiser;
 mod plan;
 mod quarantine;
