@@ -11,6 +11,7 @@ mod levels;
 mod licences;
 mod metrics_page;
 mod pitfalls;
+mod pytorch;
 mod redis;
 mod redis_newer;
 mod run;
@@ -61,6 +62,15 @@ enum Command {
     Chaos(chaos::Options),
     /// Measure the built service: start, idle, stop, restart of a worker. Takes five minutes.
     Figures(figures::Options),
+    /// The reader for PyTorch and every template against PyTorch itself; fetches torch unless a Python has it.
+    Pytorch {
+        /// A Python with torch.
+        #[arg(long)]
+        python: Option<PathBuf>,
+        /// Write the fixtures of the Rust tests anew instead of comparing with them.
+        #[arg(long)]
+        write: bool,
+    },
     /// Write every generated file.
     Gen,
 }
@@ -74,6 +84,11 @@ fn main() -> Result<()> {
         Command::Deploy => deploy::check(&root),
         Command::Chaos(options) => chaos::run(&root, &options),
         Command::Figures(options) => figures::run(&root, &options),
+        Command::Pytorch { python, write } => {
+            let fixtures =
+                if write { pytorch::Fixtures::Write } else { pytorch::Fixtures::Compare };
+            pytorch::run(&root, python, fixtures)
+        }
         Command::Gen => generate::write(&root),
     }
 }
