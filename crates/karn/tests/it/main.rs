@@ -1,4 +1,7 @@
 //! Black-box tests of the catalogue.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
 mod computed;
 mod graphs;
 mod pytorch;
