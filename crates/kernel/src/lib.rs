@@ -44,7 +44,7 @@ pub use init::Init;
 pub use op::Op;
 pub use optimise::optimise;
 pub use outputs::Outputs;
-pub use plan::Plan;
+pub use plan::{Algorithm, Choice, Choices, Plan};
 pub use probe::{probe_digest, probe_inputs};
 pub use runner::{Execution, Fallback, Runner};
 pub use shape::{ELEMENTS_MAX, RANK_MAX};

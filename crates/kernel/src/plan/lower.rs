@@ -5,7 +5,7 @@ use super::kernels::layout::{self, Axis};
 use super::kernels::statistics::Groups;
 use super::kernels::window::Geometry as Window;
 use super::pattern::Pattern;
-use super::step::{Epilogue, Kernel, Product};
+use super::step::{Epilogue, Kernel, Product, ProductAlgorithm};
 use crate::graph::{Graph, Named, Node, NodeId};
 use crate::op::{Binary, Op, Unary};
 use crate::stress::Ward;
@@ -371,7 +371,15 @@ fn product_sizes(
         let rows = result[result.len() - 2];
         (all_rows / rows, rows)
     };
-    Product { batch, rows, columns, inner, transpose_a, transpose_b }
+    Product {
+        batch,
+        rows,
+        columns,
+        inner,
+        transpose_a,
+        transpose_b,
+        algorithm: ProductAlgorithm::Gemm,
+    }
 }
 
 fn groups(attributes: &crate::op::Normalise, shape: &[usize]) -> Groups {

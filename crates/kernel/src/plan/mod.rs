@@ -1,8 +1,11 @@
 //! The plan compiler and executor: static shapes, one arena, nothing allocated or looked up while a step runs.
 //!
 //! `pattern` finds how operands broadcast, `lower` turns a graph into steps, `memory` lays their buffers out,
-//! `step` runs one, `kernels` holds the loops.
+//! `step` runs one, `kernels` holds the loops; `algorithm` says which loop computes a step, `choice` measures that.
 
+mod algorithm;
+mod aligned;
+mod choice;
 pub(crate) mod kernels;
 mod lower;
 mod memory;
@@ -11,6 +14,7 @@ mod step;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{GraphError, RunError};
 use crate::graph::Graph;
@@ -19,6 +23,9 @@ use crate::outputs::{Outputs, Slot};
 use crate::quarantine::Permit;
 use crate::store::{self, Layout, ParamStore, Segments};
 use crate::stress::Ward;
+pub use algorithm::Algorithm;
+use aligned::Aligned;
+pub use choice::{Choice, Choices};
 use lower::{Port, Source};
 use step::Kernel;
 
@@ -26,13 +33,14 @@ use step::Kernel;
 #[derive(Debug)]
 pub struct Plan {
     steps: Vec<Step>,
-    arena: Vec<f32>,
-    scratch: Vec<f32>,
+    arena: Aligned,
+    scratch: Aligned,
     inputs: Vec<Slot>,
     outputs: Vec<Slot>,
     updates: Vec<Slot>,
     parameters: Vec<(String, Vec<usize>)>,
     binding: Option<Binding>,
+    choices: Choices,
 }
 
 /// A step whose buffers have their places.
@@ -63,9 +71,34 @@ impl Plan {
     /// [`GraphError::Quarantined`] for a graph with a stress operator; otherwise none in practice, as a graph that
     /// exists has been checked.
     pub fn compile(graph: &Graph) -> Result<Self, GraphError> {
+        Self::compile_with(graph, &Choices::default())
+    }
+
+    /// [`Plan::compile`] with the loops that were chosen for this machine, where two compute the same; what the
+    /// choices do not name is decided by rule, and what they name but the plan does not have is ignored.
+    ///
+    /// # Errors
+    /// As [`Plan::compile`].
+    pub fn compile_with(graph: &Graph, choices: &Choices) -> Result<Self, GraphError> {
         match graph.stress() {
             Some(operator) => Err(GraphError::Quarantined { operator }),
-            None => Self::compile_under(graph, None),
+            None => Self::compile_under(graph, None, choices),
+        }
+    }
+
+    /// [`Plan::compile`] with the loops that are fastest here and now: each operator and shape for which there are
+    /// two is measured once, for about `budget` in all. [`Plan::choices`] tells what was taken; given to
+    /// [`Plan::compile_with`], it makes the same plan without a clock.
+    ///
+    /// # Errors
+    /// As [`Plan::compile`].
+    pub fn compile_measured(graph: &Graph, budget: Duration) -> Result<Self, GraphError> {
+        match graph.stress() {
+            Some(operator) => Err(GraphError::Quarantined { operator }),
+            None => {
+                let program = lower::lower(&optimise(graph)?, None);
+                Self::compile_with(graph, &Choices::measure(&program, budget))
+            }
         }
     }
 
@@ -74,14 +107,19 @@ impl Plan {
     /// # Errors
     /// None in practice: a graph that exists has been checked.
     pub fn compile_in_quarantine(graph: &Graph, permit: &Permit) -> Result<Self, GraphError> {
-        Self::compile_under(graph, Some(permit.ward()))
+        Self::compile_under(graph, Some(permit.ward()), &Choices::default())
     }
 
-    fn compile_under(graph: &Graph, ward: Option<&Ward>) -> Result<Self, GraphError> {
-        let program = lower::lower(&optimise(graph)?, ward);
+    fn compile_under(
+        graph: &Graph,
+        ward: Option<&Ward>,
+        choices: &Choices,
+    ) -> Result<Self, GraphError> {
+        let mut program = lower::lower(&optimise(graph)?, ward);
+        let choices = choices.apply(&mut program);
         let (offsets, arena_len) = memory::lay_out(&program);
         let range = |buffer: usize| offsets[buffer]..offsets[buffer] + program.buffers[buffer];
-        let mut arena = vec![0.0; arena_len];
+        let mut arena = Aligned::zeros(arena_len);
         for (buffer, values) in &program.constants {
             arena[range(*buffer)].copy_from_slice(values);
         }
@@ -111,8 +149,9 @@ impl Plan {
                 .collect(),
             parameters: program.parameters,
             arena,
-            scratch: vec![0.0; scratch_len],
+            scratch: Aligned::zeros(scratch_len),
             binding: None,
+            choices,
         })
     }
 
@@ -211,6 +250,11 @@ impl Plan {
     /// Inputs the plan reads, with the shape of each.
     pub fn inputs(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.inputs.iter().map(|slot| (slot.name.as_str(), slot.shape.as_slice()))
+    }
+
+    /// Which loop computes each operator for which there are two.
+    pub fn choices(&self) -> &Choices {
+        &self.choices
     }
 
     /// Number of loops run per step.

@@ -1,10 +1,13 @@
 //! One step of a plan: which loop runs on which buffers.
 
+use std::sync::Arc;
+
 use super::kernels::convolution::{self, Geometry as Convolution};
 use super::kernels::elementwise;
 use super::kernels::layout::{self, Axis};
-use super::kernels::product::{Into, Matrix, product};
+use super::kernels::product::{self, Ends, Into, Matrix, product, tiled_product};
 use super::kernels::statistics::{self, Groups};
+use super::kernels::tile::{Finish, Start, Table};
 use super::kernels::window::{self, Geometry as Window};
 use super::pattern::Pattern;
 use crate::dropout::Mask;
@@ -13,7 +16,7 @@ use crate::op::{Binary, Reduction, Unary};
 use crate::stress::{Stress, Ward};
 
 /// Sizes of a matrix product, fixed by the plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Product {
     pub(super) batch: usize,
     pub(super) rows: usize,
@@ -21,6 +24,16 @@ pub(super) struct Product {
     pub(super) inner: usize,
     pub(super) transpose_a: bool,
     pub(super) transpose_b: bool,
+    pub(super) algorithm: ProductAlgorithm,
+}
+
+/// The loops that compute a product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ProductAlgorithm {
+    /// The `gemm` crate: both sides are packed and blocked for the caches.
+    Gemm,
+    /// Our tiles: nothing is packed but a right-hand side whose columns are apart.
+    Tiles(Arc<Table>),
 }
 
 /// What a product does to its result before anything else reads it. The bias is the operand after the product's own.
@@ -73,11 +86,11 @@ impl Kernel {
             | Self::ConvolutionWeightGradient(geometry) => geometry.scratch_len(),
             Self::Normalise(groups) | Self::NormaliseGradient(groups) => groups.scratch_len(),
             Self::CrossEntropy { len, .. } => *len,
+            Self::Product(sizes, _) => sizes.scratch_len(),
             Self::Copy
             | Self::Unary(_)
             | Self::UnaryGradient(_)
             | Self::Binary(..)
-            | Self::Product(..)
             | Self::MaxPool(_)
             | Self::MaxPoolGradient(_)
             | Self::MaxPoolPick(_)
@@ -117,14 +130,14 @@ impl Kernel {
                 elementwise::binary(*function, (operand(0), a), (operand(1), b), out)
             }
             Self::Product(sizes, epilogue) => {
-                run_product(sizes, operand(0), operand(1), out);
                 let bias = epilogue.has_bias.then(|| operand(2));
-                finish_rows(bias, epilogue.activation, out);
+                let operands = (operand(0), operand(1), bias);
+                run_product(sizes, operands, epilogue.activation, out, scratch);
             }
             Self::Convolution(geometry, epilogue) => {
-                convolution::forward(geometry, operand(0), operand(1), out, scratch);
                 let bias = epilogue.has_bias.then(|| operand(2));
-                finish_channels(bias, geometry, epilogue.activation, out);
+                let operands = (operand(0), operand(1), bias);
+                convolution::forward(geometry, operands, epilogue.activation, out, scratch);
             }
             Self::ConvolutionInputGradient(geometry) => {
                 convolution::input_gradient(geometry, operand(0), operand(1), out, scratch);
@@ -185,15 +198,59 @@ impl Kernel {
     }
 }
 
-fn run_product(sizes: &Product, a: &[f32], b: &[f32], out: &mut [f32]) {
-    let &Product { batch, rows, columns, inner, transpose_a, transpose_b } = sizes;
+impl Product {
+    fn scratch_len(&self) -> usize {
+        match self.algorithm {
+            ProductAlgorithm::Gemm => 0,
+            ProductAlgorithm::Tiles(_) => {
+                product::tiled_scratch_len(self.sizes(), self.transpose_b)
+            }
+        }
+    }
+
+    fn sizes(&self) -> product::Sizes {
+        (self.rows, self.columns, self.inner)
+    }
+
+    /// Computes it by tiles from now on.
+    pub(super) fn tile(&mut self) {
+        let table = product::tiled_table(self.sizes(), self.transpose_b);
+        self.algorithm = ProductAlgorithm::Tiles(Arc::new(table));
+    }
+}
+
+/// The product of each part of a batch, then bias and activation.
+fn run_product(
+    sizes: &Product,
+    (a, b, bias): (&[f32], &[f32], Option<&[f32]>),
+    activation: Option<Unary>,
+    out: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let &Product { batch, rows, columns, inner, transpose_a, transpose_b, ref algorithm } = sizes;
     let a_width = if transpose_a { rows } else { inner };
     let b_width = if transpose_b { inner } else { columns };
+    let start = bias.map_or(Start::Zero, Start::Columns);
+    let (finish, rest) = match activation {
+        Some(Unary::Relu) => (Finish::Relu, None),
+        other => (Finish::Keep, other),
+    };
+    let ends = Ends { start, finish };
     let parts = a.chunks_exact(rows * inner).zip(b.chunks_exact(inner * columns));
     for ((a, b), out) in parts.zip(out.chunks_exact_mut(rows * columns)).take(batch) {
         let a = Matrix::stored(a, a_width, transpose_a);
         let b = Matrix::stored(b, b_width, transpose_b);
-        product((rows, columns, inner), a, b, out, Into::Fresh);
+        let sizes = (rows, columns, inner);
+        match algorithm {
+            ProductAlgorithm::Gemm => product(sizes, a, b, out, Into::Fresh),
+            ProductAlgorithm::Tiles(table) => {
+                tiled_product(sizes, a, b, (ends, table), out, scratch)
+            }
+        }
+    }
+    match algorithm {
+        ProductAlgorithm::Gemm => finish_rows(bias, activation, out),
+        ProductAlgorithm::Tiles(_) => apply(rest, out),
     }
 }
 
@@ -202,25 +259,13 @@ fn finish_rows(bias: Option<&[f32]>, activation: Option<Unary>, out: &mut [f32])
         (Some(bias), Some(Unary::Relu)) => elementwise::bias_rows_relu(bias, out),
         (Some(bias), activation) => {
             elementwise::bias_rows(bias, out);
-            finish(activation, out);
+            apply(activation, out);
         }
-        (None, activation) => finish(activation, out),
+        (None, activation) => apply(activation, out),
     }
 }
 
-fn finish_channels(
-    bias: Option<&[f32]>,
-    geometry: &Convolution,
-    activation: Option<Unary>,
-    out: &mut [f32],
-) {
-    if let Some(bias) = bias {
-        elementwise::bias_channels(bias, geometry.out_size[0] * geometry.out_size[1], out);
-    }
-    finish(activation, out);
-}
-
-fn finish(activation: Option<Unary>, out: &mut [f32]) {
+fn apply(activation: Option<Unary>, out: &mut [f32]) {
     if let Some(function) = activation {
         elementwise::unary_in_place(function, out);
     }

@@ -1,11 +1,16 @@
-//! Convolutions as matrix products over unfolded windows (im2col), one sample and group at a time.
+//! Convolutions as matrix products over unfolded windows (im2col), one sample and group at a time, or by `direct`.
 
+use std::sync::Arc;
+
+use super::direct::{self, Direct, Part, Pass};
 use super::product::{Into, Matrix, product};
 use super::simd;
-use crate::op::Conv;
+use super::tile::Finish;
+use crate::op::{Conv, Unary};
+use crate::plan::kernels::elementwise;
 
-/// Sizes of one convolution, fixed by the plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Sizes of one convolution, fixed by the plan, and how it is computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::plan) struct Geometry {
     pub(in crate::plan) conv: Conv,
     pub(in crate::plan) batch: usize,
@@ -14,6 +19,8 @@ pub(in crate::plan) struct Geometry {
     pub(in crate::plan) out_channels: usize,
     pub(in crate::plan) kernel: [usize; 2],
     pub(in crate::plan) out_size: [usize; 2],
+    /// The tables of the direct loop where that is the algorithm; otherwise windows are unfolded.
+    direct: Option<Arc<Direct>>,
 }
 
 impl Geometry {
@@ -31,12 +38,38 @@ impl Geometry {
             out_channels: weight[0],
             kernel: [weight[2], weight[3]],
             out_size: [result[2], result[3]],
+            direct: None,
         }
     }
 
-    /// Elements of scratch one call needs: the unfolded windows of one sample's group.
+    /// Computes the windows directly, if that is possible for this pass.
+    pub(in crate::plan) fn try_direct(&mut self, pass: Pass) -> bool {
+        self.direct = Direct::new(self, pass).map(Arc::new);
+        self.direct.is_some()
+    }
+
+    /// Unfolds the windows for the `gemm` crate.
+    pub(in crate::plan) fn unfolded(&mut self) {
+        self.direct = None;
+    }
+
+    /// Elements of input, weight and result.
+    pub(in crate::plan) fn lengths(&self) -> [usize; 3] {
+        let samples = self.batch * self.conv.groups;
+        [
+            samples * self.group_channels() * self.plane(),
+            self.out_channels * self.depth(),
+            samples * self.group_out() * self.places(),
+        ]
+    }
+
+    /// Elements of scratch one call needs; where windows are unfolded, those of one sample's group.
     pub(in crate::plan) fn scratch_len(&self) -> usize {
-        if self.is_pointwise() { 0 } else { self.depth() * self.places() }
+        match &self.direct {
+            Some(direct) => direct.scratch_len(self),
+            None if self.is_pointwise() => 0,
+            None => self.depth() * self.places(),
+        }
     }
 
     /// A kernel of one tap at every pixel: the picture is its own unfolding.
@@ -44,30 +77,38 @@ impl Geometry {
         self.kernel == [1, 1] && self.conv.stride == [1, 1] && self.conv.padding == [0, 0]
     }
 
-    fn group_channels(&self) -> usize {
+    pub(super) fn group_channels(&self) -> usize {
         self.channels / self.conv.groups
     }
 
-    fn group_out(&self) -> usize {
+    pub(super) fn group_out(&self) -> usize {
         self.out_channels / self.conv.groups
     }
 
     /// Products per result.
-    fn depth(&self) -> usize {
+    pub(super) fn depth(&self) -> usize {
         self.group_channels() * self.kernel[0] * self.kernel[1]
     }
 
+    /// Row and column of each tap of a window, row by row.
+    pub(super) fn taps(&self) -> Vec<[usize; 2]> {
+        let [rows, columns] = self.conv.dilation;
+        let row =
+            |row: usize| (0..self.kernel[1]).map(move |column| [row * rows, column * columns]);
+        (0..self.kernel[0]).flat_map(row).collect()
+    }
+
     /// Results per channel.
-    fn places(&self) -> usize {
+    pub(super) fn places(&self) -> usize {
         self.out_size[0] * self.out_size[1]
     }
 
-    fn plane(&self) -> usize {
+    pub(super) fn plane(&self) -> usize {
         self.size[0] * self.size[1]
     }
 
     /// Ranges of one sample's group in the input, the weight and the result.
-    fn parts(&self, sample: usize, group: usize) -> [std::ops::Range<usize>; 3] {
+    pub(super) fn parts(&self, sample: usize, group: usize) -> [std::ops::Range<usize>; 3] {
         let span = |index: usize, len: usize| index * len..(index + 1) * len;
         let part = sample * self.conv.groups + group;
         [
@@ -77,10 +118,10 @@ impl Geometry {
         ]
     }
 
-    fn for_each_part(&self, mut visit: impl FnMut(usize, [std::ops::Range<usize>; 3])) {
+    pub(super) fn for_each_part(&self, mut visit: impl FnMut(Part, [std::ops::Range<usize>; 3])) {
         for sample in 0..self.batch {
             for group in 0..self.conv.groups {
-                visit(sample, self.parts(sample, group));
+                visit(Part { sample, group }, self.parts(sample, group));
             }
         }
     }
@@ -241,8 +282,34 @@ fn add(from: &[f32], to: &mut [f32]) {
     to.iter_mut().zip(from).for_each(|(to, &value)| *to += value);
 }
 
-/// `out = weight * unfolded(x)`
+/// `out = activation(weight * windows of x + bias)`
 pub(in crate::plan) fn forward(
+    geometry: &Geometry,
+    (x, weight, bias): (&[f32], &[f32], Option<&[f32]>),
+    activation: Option<Unary>,
+    out: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let mut rest = activation;
+    if let Some(tables) = &geometry.direct {
+        let finish = match activation {
+            Some(Unary::Relu) => Finish::Relu,
+            _ => Finish::Keep,
+        };
+        rest = rest.filter(|_| finish == Finish::Keep);
+        direct::forward((geometry, tables), (x, weight, bias), finish, out, scratch);
+    } else {
+        unfolded_forward(geometry, x, weight, out, scratch);
+        if let Some(bias) = bias {
+            elementwise::bias_channels(bias, geometry.places(), out);
+        }
+    }
+    if let Some(function) = rest {
+        elementwise::unary_in_place(function, out);
+    }
+}
+
+fn unfolded_forward(
     geometry: &Geometry,
     x: &[f32],
     weight: &[f32],
@@ -266,7 +333,7 @@ pub(in crate::plan) fn forward(
     });
 }
 
-/// `out = folded(weight^T * gradient)`
+/// `out = folded(weight^T * gradient)`, or the same directly.
 pub(in crate::plan) fn input_gradient(
     geometry: &Geometry,
     gradient: &[f32],
@@ -274,6 +341,10 @@ pub(in crate::plan) fn input_gradient(
     out: &mut [f32],
     scratch: &mut [f32],
 ) {
+    if let Some(tables) = &geometry.direct {
+        direct::input_gradient((geometry, tables), gradient, weight, out, scratch);
+        return;
+    }
     let sizes = (geometry.depth(), geometry.places(), geometry.group_out());
     let scratch = &mut scratch[..geometry.scratch_len()];
     geometry.for_each_part(|_, [x_part, weight_part, out_part]| {
@@ -290,7 +361,7 @@ pub(in crate::plan) fn input_gradient(
     });
 }
 
-/// `out = sum over samples of gradient * unfolded(x)^T`
+/// `out = sum over samples of gradient * unfolded(x)^T`, or the same directly.
 pub(in crate::plan) fn weight_gradient(
     geometry: &Geometry,
     x: &[f32],
@@ -298,10 +369,14 @@ pub(in crate::plan) fn weight_gradient(
     out: &mut [f32],
     scratch: &mut [f32],
 ) {
+    if let Some(tables) = &geometry.direct {
+        direct::weight_gradient((geometry, tables), x, gradient, out, scratch);
+        return;
+    }
     let sizes = (geometry.group_out(), geometry.depth(), geometry.places());
     let scratch = &mut scratch[..geometry.scratch_len()];
     scratch.fill(0.0);
-    geometry.for_each_part(|sample, [x_part, weight_part, out_part]| {
+    geometry.for_each_part(|part, [x_part, weight_part, out_part]| {
         let x = &x[x_part];
         let windows = if geometry.is_pointwise() {
             x
@@ -311,7 +386,7 @@ pub(in crate::plan) fn weight_gradient(
         };
         let a = Matrix::stored(&gradient[out_part], sizes.2, false);
         let b = Matrix::stored(windows, sizes.2, true);
-        let into = if sample == 0 { Into::Fresh } else { Into::Sum };
+        let into = if part.sample == 0 { Into::Fresh } else { Into::Sum };
         product(sizes, a, b, &mut out[weight_part], into);
     });
 }

@@ -66,7 +66,7 @@ pub(in crate::plan) fn permute(places: &[(usize, usize)], x: &[f32], out: &mut [
     let mut index = [0; crate::shape::RANK_MAX];
     for row in out.chunks_exact_mut(size) {
         if stride == 1 {
-            row.copy_from_slice(&x[source..][..size]);
+            copy_row(&x[source..][..size], row);
         } else {
             row.iter_mut()
                 .zip(x[source..].iter().step_by(stride))
@@ -80,6 +80,21 @@ pub(in crate::plan) fn permute(places: &[(usize, usize)], x: &[f32], out: &mut [
             }
             source -= stride * size;
             *at = 0;
+        }
+    }
+}
+
+/// By pieces of known length: a call for a row of a few vectors takes longer than the row.
+#[inline(always)]
+fn copy_row(from: &[f32], to: &mut [f32]) {
+    const PIECE: usize = 8;
+    if from.len() > 32 * PIECE || !from.len().is_multiple_of(PIECE) {
+        to.copy_from_slice(from);
+        return;
+    }
+    for (from, to) in from.chunks_exact(PIECE).zip(to.chunks_exact_mut(PIECE)) {
+        if let (Some(from), Some(to)) = (from.first_chunk::<PIECE>(), to.first_chunk_mut()) {
+            *to = *from;
         }
     }
 }

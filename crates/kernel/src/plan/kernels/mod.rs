@@ -4,11 +4,14 @@
 //! sum by that width, so results do not depend on it. Matrix products do depend on the machine.
 
 pub(super) mod convolution;
+pub(super) mod direct;
 pub(super) mod elementwise;
 pub(super) mod layout;
 pub(crate) mod math;
 pub(super) mod product;
 pub(super) mod statistics;
+pub(super) mod tile;
+mod transpose;
 pub(super) mod window;
 
 use crate::error::RunError;

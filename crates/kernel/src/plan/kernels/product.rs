@@ -1,6 +1,9 @@
-//! Matrix products by the `gemm` crate, on one thread.
+//! Matrix products on one thread: by the `gemm` crate, or by our own tiles where packing costs more than it saves.
 
 use gemm::Parallelism;
+
+use super::tile::{Finish, Left, Right, Span, Start, Table, Tiles};
+use super::transpose::transpose;
 
 /// A matrix within a slice: element `(row, column)` at `row * row_stride + column * column_stride`.
 #[derive(Debug, Clone, Copy)]
@@ -78,5 +81,76 @@ pub(in crate::plan) fn product(
             false,
             Parallelism::None,
         );
+    }
+}
+
+/// Columns of a right-hand side that are copied side by side at a time: the widest tile. The copy is used while it is
+/// still in the first cache.
+const PANEL: usize = 64;
+
+/// Elements of scratch [`tiled_product`] needs.
+pub(in crate::plan) fn tiled_scratch_len((_, n, k): Sizes, b_is_transposed: bool) -> usize {
+    if b_is_transposed { k * panel_width(n) } else { 0 }
+}
+
+/// Where the rows of the right-hand side of [`tiled_product`] begin, in its copy if it is transposed.
+pub(in crate::plan) fn tiled_table((_, n, k): Sizes, b_is_transposed: bool) -> Table {
+    Table::every(if b_is_transposed { panel_width(n) } else { n }, k)
+}
+
+fn panel_width(columns: usize) -> usize {
+    columns.next_multiple_of(16).min(PANEL)
+}
+
+/// Rows, columns and steps of a product.
+pub(in crate::plan) type Sizes = (usize, usize, usize);
+
+/// What a product begins and ends with.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::plan) struct Ends<'a> {
+    pub(in crate::plan) start: Start<'a>,
+    pub(in crate::plan) finish: Finish,
+}
+
+/// The same product by tiles, `b` with the rows of [`tiled_table`]. Its columns are copied side by side first where
+/// they are not already.
+///
+/// # Panics
+/// As [`product`].
+pub(in crate::plan) fn tiled_product(
+    (m, n, k): Sizes,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    (Ends { start, finish }, table): (Ends<'_>, &Table),
+    out: &mut [f32],
+    scratch: &mut [f32],
+) {
+    assert!(
+        b.holds(k, n) && table.len() == k,
+        "the plan gives products operands of the right sizes"
+    );
+    let mut run = |data: &[f32], span: Span| {
+        Tiles {
+            rows: m,
+            left: Left { data: a.data, row_stride: a.row_stride, step_stride: a.column_stride },
+            right: Right { data, table },
+            spans: &[span],
+            start,
+            finish,
+            out: &mut *out,
+            out_stride: n,
+        }
+        .run();
+    };
+    if b.column_stride == 1 {
+        run(b.data, Span { from: 0, to: 0, len: n });
+        return;
+    }
+    let width = panel_width(n);
+    for column in (0..n).step_by(PANEL) {
+        let len = (n - column).min(PANEL);
+        let columns = (&b.data[column * b.column_stride..], b.column_stride);
+        transpose((len, k), columns, (&mut *scratch, width));
+        run(scratch, Span { from: 0, to: column, len });
     }
 }
