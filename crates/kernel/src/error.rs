@@ -150,6 +150,9 @@ pub enum RunError {
         /// Exclusive upper limit.
         limit: usize,
     },
+    /// A scope around the run is over, see [`crate::stop`].
+    #[error("stopped before its next operator")]
+    Cancelled,
     /// The graph holds a stress operator; only a plan compiled in quarantine runs it.
     #[error("{operator} is a stress operator: it runs in quarantine only")]
     Quarantined {

@@ -30,6 +30,7 @@ pub mod quarantine;
 mod runner;
 mod shape;
 pub mod signature;
+pub mod stop;
 mod store;
 pub mod stress;
 mod tensor;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kernel::Digest;
+use leyline::wire::MessagePriority;
 use tokio::time::Instant;
 
 use crate::config::Config;
@@ -39,11 +40,39 @@ enum State {
     },
 }
 
-/// Who wants a job: an order that somebody waits for goes before the catalogue.
+/// Who wants a job: an order that somebody waits for goes before the catalogue, the urgent order before the others, and
+/// of equally urgent ones that which is wanted sooner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Urgency {
-    Ordered,
+    Ordered {
+        priority: std::cmp::Reverse<MessagePriority>,
+        /// Unix milliseconds; the far future when it does not matter.
+        deadline_ms: u64,
+    },
     Catalogue,
+}
+
+impl Urgency {
+    /// An order of this priority; without a deadline it goes behind those that have one.
+    pub(crate) fn ordered(priority: MessagePriority, deadline_ms: Option<u64>) -> Self {
+        let deadline_ms = deadline_ms.unwrap_or(u64::MAX);
+        Self::Ordered { priority: std::cmp::Reverse(priority), deadline_ms }
+    }
+
+    /// Priority and deadline as a ticket keeps them.
+    pub(crate) fn of_ticket(self) -> (MessagePriority, Option<u64>) {
+        match self {
+            Self::Ordered { priority, deadline_ms } => {
+                (priority.0, Some(deadline_ms).filter(|ms| *ms < u64::MAX))
+            }
+            Self::Catalogue => (MessagePriority::Normal, None),
+        }
+    }
+
+    /// Whether somebody asked for it.
+    pub(crate) fn is_ordered(self) -> bool {
+        self != Self::Catalogue
+    }
 }
 
 /// What became of an order.
@@ -107,6 +136,29 @@ impl<W> Backlog<W> {
         Admission::Queued
     }
 
+    /// Takes in a job that was given up before this process began; one that is known stays as it is.
+    pub(crate) fn park(&mut self, job: Job, until: Instant, reason: String) {
+        let key = job.key().digest();
+        if self.entries.contains_key(&key) || !self.make_room() {
+            return;
+        }
+        self.arrivals += 1;
+        let (arrival, urgency) = (self.arrivals, Urgency::Catalogue);
+        let state = State::Parked { until, reason };
+        let waiters = Vec::new();
+        self.entries.insert(key, Entry { job, arrival, urgency, failures: 0, state, waiters });
+    }
+
+    /// Every job known here, in whatever state.
+    pub(crate) fn keys(&self) -> std::collections::BTreeSet<Digest> {
+        self.entries.keys().copied().collect()
+    }
+
+    /// Whether a job is known here, in whatever state.
+    pub(crate) fn knows(&self, key: &Digest) -> bool {
+        self.entries.contains_key(key)
+    }
+
     /// Who waits for a job.
     pub(crate) fn waiters(&self, key: &Digest) -> &[W] {
         self.entries.get(key).map_or(&[], |entry| &entry.waiters)
@@ -142,10 +194,7 @@ impl<W> Backlog<W> {
     /// waits for it.
     pub(crate) fn returned(&mut self, key: &Digest, not_before: Instant, now: Instant) {
         if let Some(entry) = self.entries.get_mut(key) {
-            let not_before = match entry.urgency {
-                Urgency::Ordered => now,
-                Urgency::Catalogue => not_before,
-            };
+            let not_before = if entry.urgency.is_ordered() { now } else { not_before };
             entry.state = State::Waiting { not_before };
         }
     }
@@ -188,7 +237,7 @@ impl<W> Backlog<W> {
             Retryable::Always => true,
         };
         if again {
-            let not_before = now + config.retry_after(entry.failures);
+            let not_before = now + config.retry_after(key, entry.failures);
             entry.state = State::Waiting { not_before };
             return Verdict::Retry { not_before };
         }
@@ -200,6 +249,11 @@ impl<W> Backlog<W> {
     /// Failed attempts of a job so far.
     pub(crate) fn failures(&self, key: &Digest) -> u32 {
         self.entries.get(key).map_or(0, |entry| entry.failures)
+    }
+
+    /// Number of jobs that were given up and are remembered.
+    pub(crate) fn parked_len(&self) -> usize {
+        self.entries.values().filter(|entry| entry.is_parked()).count()
     }
 
     /// Number of jobs waiting or running.
@@ -242,6 +296,9 @@ mod tests {
         Job::of(karn::find(&id.into()).unwrap(), &Config::default())
     }
 
+    const ORDERED: Urgency =
+        Urgency::Ordered { priority: std::cmp::Reverse(MessagePriority::Normal), deadline_ms: 9 };
+
     fn started(backlog: &mut Backlog<u8>, now: Instant) -> Vec<String> {
         std::iter::from_fn(|| backlog.start_next(now))
             .map(|(_, job)| job.blueprint().id().to_string())
@@ -252,9 +309,9 @@ mod tests {
     fn equal_orders_become_one_job_and_all_are_answered() {
         let (mut backlog, now) = (Backlog::new(64), Instant::now());
         assert_eq!(backlog.add(job("BP009"), Urgency::Catalogue, None, now), Admission::Queued);
-        assert_eq!(backlog.add(job("BP009"), Urgency::Ordered, Some(1), now), Admission::Joined);
+        assert_eq!(backlog.add(job("BP009"), ORDERED, Some(1), now), Admission::Joined);
         let (key, _) = backlog.start_next(now).unwrap();
-        assert_eq!(backlog.add(job("BP009"), Urgency::Ordered, Some(2), now), Admission::Joined);
+        assert_eq!(backlog.add(job("BP009"), ORDERED, Some(2), now), Admission::Joined);
         assert_eq!(backlog.start_next(now), None, "it runs already");
         assert_eq!(backlog.succeeded(&key), [1, 2]);
         assert_eq!(backlog.open_len(), 0);
@@ -269,31 +326,30 @@ mod tests {
         let (key, first) = backlog.start_next(now).unwrap();
         assert_eq!(first.blueprint().id().as_str(), "BP001");
         let verdict = backlog.failed(&key, "broken", Retryable::Yes, now, &config);
-        assert_eq!(verdict, Verdict::Retry { not_before: now + config.retry_delay });
-        backlog.add(job("BP004"), Urgency::Ordered, Some(4), now);
-        let later = now + config.retry_delay;
+        let Verdict::Retry { not_before: later } = verdict else { panic!("{verdict:?}") };
+        assert!(later >= now + config.retry_delay);
+        backlog.add(job("BP004"), ORDERED, Some(4), now);
         assert_eq!(started(&mut backlog, later), ["BP004", "BP002", "BP003", "BP001"]);
     }
 
     #[test]
     fn a_job_that_keeps_failing_is_parked_and_later_tried_again() {
         let (mut backlog, mut now, config) = (Backlog::new(64), Instant::now(), Config::default());
-        backlog.add(job("BP009"), Urgency::Ordered, Some(1), now);
+        backlog.add(job("BP009"), ORDERED, Some(1), now);
         let (key, _) = backlog.start_next(now).unwrap();
         backlog.failed(&key, "first", Retryable::Yes, now, &config);
         assert_eq!(backlog.start_next(now), None, "it backs off");
-        assert_eq!(backlog.next_due(), Some(now + config.retry_delay));
-        now += config.retry_delay;
+        now = backlog.next_due().unwrap();
         backlog.start_next(now).unwrap();
         let verdict = backlog.failed(&key, "second", Retryable::Yes, now, &config);
         assert_eq!(verdict, Verdict::GivenUp { waiters: vec![1] });
         assert_eq!((backlog.open_len(), backlog.next_due()), (0, None));
 
-        let refused = backlog.add(job("BP009"), Urgency::Ordered, Some(2), now);
+        let refused = backlog.add(job("BP009"), ORDERED, Some(2), now);
         let expected = Admission::Parked { reason: "second".to_owned(), waiter: Some(2) };
         assert_eq!(refused, expected);
         now += config.parked_for;
-        let again = backlog.add(job("BP009"), Urgency::Ordered, Some(3), now);
+        let again = backlog.add(job("BP009"), ORDERED, Some(3), now);
         assert_eq!((again, backlog.failures(&key)), (Admission::Joined, 0));
         assert!(backlog.start_next(now).is_some());
     }
@@ -309,10 +365,10 @@ mod tests {
         backlog.hurry(now);
         let (key, _) = backlog.start_next(now).expect("at once, now that it is ours");
         assert_eq!((backlog.urgency(&key), backlog.failures(&key)), (Urgency::Catalogue, 0));
-        backlog.add(job("BP009"), Urgency::Ordered, Some(1), now);
+        backlog.add(job("BP009"), ORDERED, Some(1), now);
         backlog.returned(&key, later, now);
         assert!(backlog.start_next(now).is_some(), "somebody waits for it");
-        assert_eq!(backlog.urgency(&key), Urgency::Ordered);
+        assert_eq!(backlog.urgency(&key), ORDERED);
     }
 
     #[test]
@@ -334,21 +390,52 @@ mod tests {
             let (key, _) = backlog.start_next(now).unwrap();
             let verdict = backlog.failed(&key, "no library", Retryable::Always, now, &config);
             assert!(matches!(verdict, Verdict::Retry { not_before } if not_before > now));
-            now += config.retry_delay_max;
+            now += config.retry_delay_max * 2;
         }
+    }
+
+    #[test]
+    fn orders_go_by_priority_then_by_deadline() {
+        let (mut backlog, now) = (Backlog::new(64), Instant::now());
+        let order = |priority, deadline_ms| Urgency::ordered(priority, deadline_ms);
+        for (id, urgency) in [
+            ("BP001", Urgency::Catalogue),
+            ("BP002", order(MessagePriority::Normal, None)),
+            ("BP003", order(MessagePriority::Normal, Some(900))),
+            ("BP004", order(MessagePriority::Critical, None)),
+            ("BP005", order(MessagePriority::Normal, Some(100))),
+            ("BP006", order(MessagePriority::High, Some(950))),
+        ] {
+            backlog.add(job(id), urgency, None, now);
+        }
+        // An equal order that is more urgent takes the job along.
+        backlog.add(job("BP001"), order(MessagePriority::High, Some(10)), Some(1), now);
+        let order = ["BP004", "BP001", "BP006", "BP005", "BP003", "BP002"];
+        assert_eq!(started(&mut backlog, now), order);
+    }
+
+    #[test]
+    fn what_was_parked_before_a_restart_is_refused_until_its_time() {
+        let (mut backlog, now) = (Backlog::<u8>::new(64), Instant::now());
+        let until = now + Duration::from_secs(60);
+        backlog.park(job("BP009"), until, "poisoned".to_owned());
+        assert_eq!((backlog.open_len(), backlog.parked_len()), (0, 1));
+        let refused = backlog.add(job("BP009"), Urgency::Catalogue, None, now);
+        let expected = Admission::Parked { reason: "poisoned".to_owned(), waiter: None };
+        assert_eq!(refused, expected);
+        assert_eq!(backlog.add(job("BP009"), ORDERED, None, until), Admission::Joined);
     }
 
     #[test]
     fn a_full_backlog_forgets_parked_jobs_but_refuses_rather_than_grow() {
         let (mut backlog, now, config) = (Backlog::new(2), Instant::now(), Config::default());
-        backlog.add(job("BP001"), Urgency::Ordered, Some(1), now);
+        backlog.add(job("BP001"), ORDERED, Some(1), now);
         let (key, _) = backlog.start_next(now).unwrap();
         backlog.failed(&key, "no", Retryable::No, now, &config);
-        backlog.add(job("BP002"), Urgency::Ordered, Some(2), now);
-        let third =
-            backlog.add(job("BP003"), Urgency::Ordered, Some(3), now + Duration::from_secs(1));
+        backlog.add(job("BP002"), ORDERED, Some(2), now);
+        let third = backlog.add(job("BP003"), ORDERED, Some(3), now + Duration::from_secs(1));
         assert_eq!(third, Admission::Queued, "in the place of the parked one");
-        let fourth = backlog.add(job("BP004"), Urgency::Ordered, Some(4), now);
+        let fourth = backlog.add(job("BP004"), ORDERED, Some(4), now);
         assert_eq!(fourth, Admission::Full { waiter: Some(4) });
     }
 }

@@ -1,37 +1,10 @@
-//! Whether the compiled plan is the graph: the engine's check on a blueprint's own input and output.
+//! The engine's check, as the forge reports its faults. Every template is put to it here.
 
-use kernel::check::{Check, CheckError, Report};
-use kernel::{Fallback, Graph, Params};
+use kernel::check::CheckError;
 
 pub use kernel::check::TOLERANCE;
 
 use crate::error::CompileError;
-
-/// What the check finds: the differences of every value and operator, and what is to run the kernel.
-///
-/// # Errors
-/// [`CompileError::NotFinite`] and the like where the graph itself is at fault; a wrong plan is in the report.
-pub(crate) fn report(graph: &Graph, params: &Params, probe: u64) -> Result<Report, CompileError> {
-    let check = Check { probe, ..Check::new(graph, params, karn::INPUT, karn::OUTPUT) };
-    Ok(check.run()?)
-}
-
-/// The largest difference the check finds.
-///
-/// # Errors
-/// As [`report`], and [`CompileError::Mismatch`] where the plan is not to be used.
-pub(crate) fn check(graph: &Graph, params: &Params, probe: u64) -> Result<f32, CompileError> {
-    let report = report(graph, params, probe)?;
-    match report.fault {
-        None => Ok(report.difference()),
-        Some(Fallback::Value { value, difference, .. }) => {
-            Err(CompileError::Mismatch { value, difference })
-        }
-        Some(other) => {
-            Err(CompileError::Mismatch { value: other.to_string(), difference: f32::INFINITY })
-        }
-    }
-}
 
 impl From<CheckError> for CompileError {
     fn from(error: CheckError) -> Self {
@@ -46,7 +19,15 @@ impl From<CheckError> for CompileError {
 
 #[cfg(test)]
 mod tests {
+    use kernel::check::{Check, Report};
+    use kernel::{Graph, Params};
+
     use super::*;
+
+    fn report(graph: &Graph, params: &Params, probe: u64) -> Result<Report, CompileError> {
+        let check = Check { probe, ..Check::new(graph, params, karn::INPUT, karn::OUTPUT) };
+        Ok(check.run()?)
+    }
 
     #[test]
     fn every_graftable_template_agrees_with_its_plan() {

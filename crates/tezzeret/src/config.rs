@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use karn::Site;
+use kernel::Digest;
+
+use crate::strategy::{Budget, Strategy};
 
 /// Fewest prewarm samples: the contract's percentiles are taken over twenty.
 pub const PREWARM_SAMPLES_MIN: usize = 20;
@@ -17,7 +20,8 @@ pub struct Config {
     pub seed: u64,
     /// 2: jobs at a time (one in conservative mode). Each keeps one core busy that training could use.
     pub jobs_max: usize,
-    /// 60 s, at least 1 s: how long one attempt at compiling may take. Afterwards it is given up and counted as failed.
+    /// 60 s, at least 1 s: how long one attempt at compiling may take, whatever its strategy. Afterwards it is ended and
+    /// counted as failed.
     pub deadline: Duration,
     /// 2: attempts at one job before it is parked.
     pub attempts_max: u32,
@@ -33,8 +37,16 @@ pub struct Config {
     pub breaker_failures: u32,
     /// 60 s: how long the breaker stays open before one job is let through. Never more than twice `deadline`.
     pub breaker_open: Duration,
-    /// 3 successes in a row end conservative mode.
+    /// 3 successes in a row end conservative mode,
     pub calm_successes: u32,
+    /// if it was not called for in the last 30 s.
+    pub calm_time: Duration,
+    /// 2 different jobs that time out
+    pub conservative_timeouts: u32,
+    /// within 5 min begin conservative mode, as does the breaker's opening.
+    pub timeout_window: Duration,
+    /// [`Strategy::Standard`]: how much time a job is given. Trouble makes it less, never more.
+    pub strategy: Strategy,
     /// 20 timed runs of a fresh kernel, at least [`PREWARM_SAMPLES_MIN`].
     pub prewarm_samples: usize,
 }
@@ -54,6 +66,10 @@ impl Default for Config {
             breaker_failures: 3,
             breaker_open: Duration::from_secs(60),
             calm_successes: 3,
+            calm_time: Duration::from_secs(30),
+            conservative_timeouts: 2,
+            timeout_window: Duration::from_secs(300),
+            strategy: Strategy::Standard,
             prewarm_samples: PREWARM_SAMPLES_MIN,
         }
     }
@@ -99,6 +115,8 @@ impl Config {
         require(!self.breaker_open.is_zero(), "breaker_open", open, "above 0");
         let calm = self.calm_successes;
         require(calm >= 1, "calm_successes", calm.to_string(), "at least 1");
+        let timeouts = self.conservative_timeouts;
+        require(timeouts >= 2, "conservative_timeouts", timeouts.to_string(), "at least 2");
         let samples = self.prewarm_samples;
         let samples_hold = (PREWARM_SAMPLES_MIN..=10_000).contains(&samples);
         require(samples_hold, "prewarm_samples", samples.to_string(), "20 to 10000");
@@ -110,10 +128,19 @@ impl Config {
         self.breaker_open.min(self.deadline * 2)
     }
 
-    /// Wait before the attempt after `failures` failed ones.
-    pub(crate) fn retry_after(&self, failures: u32) -> Duration {
+    /// Wait before the attempt after `failures` failed ones: it doubles, and up to a quarter is added, another quarter
+    /// for each job and process, so that what failed at once is not tried again at once.
+    pub(crate) fn retry_after(&self, key: &Digest, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(16);
-        self.retry_delay.saturating_mul(1 << doublings).min(self.retry_delay_max)
+        let delay = self.retry_delay.saturating_mul(1 << doublings).min(self.retry_delay_max);
+        let salt = format!("{} {failures} {}", key.to_hex(), std::process::id());
+        let [byte, ..] = *Digest::of(salt).as_bytes();
+        delay + delay / 4 * u32::from(byte) / 255
+    }
+
+    /// What an attempt may do.
+    pub(crate) fn budget(&self, strategy: Strategy) -> Budget {
+        Budget::new(strategy, self.deadline)
     }
 }
 
@@ -133,19 +160,26 @@ mod tests {
             breaker_failures: 0,
             breaker_open: Duration::ZERO,
             calm_successes: 0,
+            conservative_timeouts: 1,
             prewarm_samples: 19,
             ..Config::default()
         };
         let faults = wrong.check().unwrap_err();
-        assert_eq!(faults.len(), 9, "{faults:?}");
+        assert_eq!(faults.len(), 10, "{faults:?}");
         assert_eq!(faults[2].to_string(), "deadline is 999ms; it must be at least 1 s");
     }
 
     #[test]
     fn waits_double_up_to_their_bound() {
         let config = Config::default();
-        let seconds = [1, 2, 5, 6, 99].map(|failures| config.retry_after(failures).as_secs());
-        assert_eq!(seconds, [1, 2, 16, 30, 30]);
+        let key = Digest::of("job");
+        for (failures, seconds) in [(1, 1.0), (2, 2.0), (5, 16.0), (6, 30.0), (99, 30.0)] {
+            let delay = config.retry_after(&key, failures).as_secs_f64();
+            assert!((seconds..=seconds * 1.25).contains(&delay), "{failures}: {delay}");
+        }
+        let others: std::collections::BTreeSet<_> =
+            (0..32_u8).map(|job| config.retry_after(&Digest::of([job]), 1)).collect();
+        assert!(others.len() > 8, "jobs that fail together do not come back together: {others:?}");
         let hasty = Config { deadline: Duration::from_secs(5), ..config };
         assert_eq!(hasty.breaker_pause(), Duration::from_secs(10));
     }

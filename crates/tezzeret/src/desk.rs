@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
 use urza::{BuildAnswer, BuildOrder, Demand, Record};
 
 use crate::job::Job;
-use crate::progress::Progress;
+use crate::progress::{How, Progress};
 
 /// Orders of this process that may wait to be taken in; the backlog behind takes far more.
 const ORDERS_MAX: usize = 16;
@@ -38,7 +38,16 @@ pub struct Handle {
 #[derive(Debug)]
 pub(crate) struct Order {
     pub(crate) job: Job,
-    pub(crate) answer: oneshot::Sender<Result<Record, OrderError>>,
+    pub(crate) answer: oneshot::Sender<Result<Brought, OrderError>>,
+}
+
+/// An artifact that an order brought into the library, or found there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Brought {
+    /// Its record.
+    pub record: Record,
+    /// How it came to be there.
+    pub how: How,
 }
 
 /// Why an order was not carried out.
@@ -94,6 +103,14 @@ impl Handle {
     /// # Errors
     /// [`OrderError`]
     pub async fn order(&self, job: Job) -> Result<Record, OrderError> {
+        self.bring(job).await.map(|brought| brought.record)
+    }
+
+    /// The same, and how it came to be there.
+    ///
+    /// # Errors
+    /// [`OrderError`]
+    pub async fn bring(&self, job: Job) -> Result<Brought, OrderError> {
         let (answer, answered) = oneshot::channel();
         self.orders.send(Order { job, answer }).await.map_err(|_| OrderError::Stopped)?;
         answered.await.unwrap_or(Err(OrderError::Stopped))
@@ -110,7 +127,7 @@ impl Handle {
 pub(crate) enum Waiter {
     /// The prefetch worker, with the trace of the request it asks for.
     Demand(oneshot::Sender<BuildAnswer>, Option<TraceContext>),
-    Order(oneshot::Sender<Result<Record, OrderError>>),
+    Order(oneshot::Sender<Result<Brought, OrderError>>),
 }
 
 impl Waiter {
@@ -124,12 +141,12 @@ impl Waiter {
 
     // Whoever gave up waiting has dropped the other end, which is nobody's fault.
 
-    pub(crate) fn done(self, record: &Record) {
+    pub(crate) fn done(self, record: &Record, how: How) {
         match self {
             Self::Demand(answer, _) => {
                 drop(answer.send(BuildAnswer::Built(Box::new(record.clone()))))
             }
-            Self::Order(answer) => drop(answer.send(Ok(record.clone()))),
+            Self::Order(answer) => drop(answer.send(Ok(Brought { record: record.clone(), how }))),
         }
     }
 

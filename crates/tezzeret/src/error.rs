@@ -9,6 +9,7 @@ use urza::{LibraryError, StoreError};
 use crate::backlog::Retryable;
 use crate::config::ConfigFault;
 use crate::metrics::Fault;
+use crate::queue::QueueError;
 
 /// Why the forge did not run.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,9 @@ pub enum ForgeError {
     /// Settings out of their ranges, all of them.
     #[error("the forge's settings have {} fault(s): {}", .0.len(), list(.0))]
     Config(Vec<ConfigFault>),
+    /// The directory of the durable queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// Another forge of this process sits at the same desk.
     #[error("another forge runs at this desk; stop it first")]
     DeskTaken,
@@ -34,6 +38,8 @@ pub(crate) enum AttemptError {
     TimedOut(Duration),
     #[error("panicked: {0}")]
     Panicked(String),
+    #[error("{0} times in a row the process ended while compiling it")]
+    Interrupted(u32),
     #[error(transparent)]
     Library(#[from] LibraryError),
     #[error(transparent)]
@@ -44,10 +50,10 @@ impl AttemptError {
     pub(crate) fn fault(&self) -> Fault {
         match self {
             Self::Compile(CompileError::Build(_)) => Fault::Build,
-            Self::Compile(CompileError::Mismatch { .. }) => Fault::Mismatch,
             Self::Compile(_) => Fault::Compile,
             Self::TimedOut(_) => Fault::Timeout,
             Self::Panicked(_) => Fault::Panic,
+            Self::Interrupted(_) => Fault::Interrupted,
             Self::Library(_) | Self::Store(_) => Fault::Library,
         }
     }
@@ -55,8 +61,8 @@ impl AttemptError {
     /// Whether another attempt may end otherwise. What the library could not do says nothing about the job.
     pub(crate) fn retryable(&self) -> Retryable {
         match self.fault() {
-            Fault::Build => Retryable::No,
-            Fault::Timeout | Fault::Panic | Fault::Mismatch | Fault::Compile => Retryable::Yes,
+            Fault::Build | Fault::Interrupted => Retryable::No,
+            Fault::Timeout | Fault::Panic | Fault::Compile => Retryable::Yes,
             Fault::Library => match self {
                 Self::Store(StoreError::Size { .. } | StoreError::TierUnspecified) => Retryable::No,
                 _ => Retryable::Always,
@@ -100,17 +106,6 @@ pub enum CompileError {
     /// The weights could not be laid out; a fault of this program.
     #[error("the weights could not be laid out")]
     Weights(#[from] kernel::StoreError),
-    /// The compiled plan computes something else than the graph.
-    #[error(
-        "the plan's {value:?} differs from the graph's by {difference} (at most {} may be)",
-        crate::TOLERANCE
-    )]
-    Mismatch {
-        /// The output, gradient or update that differs.
-        value: String,
-        /// By how much, in the measure of [`crate::TOLERANCE`].
-        difference: f32,
-    },
     /// A value is infinite or no number.
     #[error("{value:?} is not finite on ordinary numbers")]
     NotFinite {

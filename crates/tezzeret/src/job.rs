@@ -65,8 +65,18 @@ impl Job {
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect(),
             site: self.site.to_string(),
-            engine: format!("{ENGINE}+seed{}", self.seed),
+            engine: Self::engine(self.seed),
         }
+    }
+
+    /// The engine as job keys spell it, with the seed number of its weights.
+    fn engine(seed: u64) -> String {
+        format!("{ENGINE}+seed{seed}")
+    }
+
+    /// The engine in the keys of all jobs of a forge with this configuration.
+    pub fn engine_of(config: &Config) -> String {
+        Self::engine(config.seed)
     }
 
     /// Whether the artifact answers whoever asks for its blueprint alone.
@@ -80,28 +90,6 @@ impl Job {
         let digest: Digest = self.key().digest();
         let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
-    }
-}
-
-/// How carefully a job is done. Recorded with the artifact; its bytes do not depend on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Strategy {
-    /// The default.
-    Standard,
-    /// While the forge is in conservative mode.
-    Conservative,
-}
-
-impl Strategy {
-    /// Both, in the order in which they are reported.
-    pub const ALL: [Self; 2] = [Self::Standard, Self::Conservative];
-
-    /// Its name in records and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Standard => "standard",
-            Self::Conservative => "conservative",
-        }
     }
 }
 

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::job::Strategy;
+use crate::strategy::Strategy;
 
 /// How a job ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -39,8 +39,8 @@ pub enum Fault {
     Panic,
     /// The blueprint has no graph for this job.
     Build,
-    /// The compiled plan is not the graph.
-    Mismatch,
+    /// The process ended while compiling it, several times in a row.
+    Interrupted,
     /// Anything else while compiling.
     Compile,
     /// The library did not take it, or could not be asked.
@@ -48,9 +48,21 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Its name in events: the contract's `timeout`, or the kind of error.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Panic => "panic",
+            Self::Build => "build",
+            Self::Interrupted => "interrupted",
+            Self::Compile => "compile",
+            Self::Library => "library",
+        }
+    }
+
     /// Every reason.
     pub const ALL: [Self; 6] =
-        [Self::Timeout, Self::Panic, Self::Build, Self::Mismatch, Self::Compile, Self::Library];
+        [Self::Timeout, Self::Panic, Self::Build, Self::Interrupted, Self::Compile, Self::Library];
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -83,7 +95,12 @@ pub struct Metrics {
     consecutive_failures: Gauge,
     conservative: Gauge,
     pub(crate) waiting: Gauge,
+    pub(crate) parked: Gauge,
     pub(crate) unannounced: Counter,
+    pub(crate) unwritten: Counter,
+    pub(crate) set_aside: Counter,
+    pub(crate) remeasured: Counter,
+    fallbacks: Counter,
     last: Arc<Last>,
 }
 
@@ -114,7 +131,12 @@ impl Metrics {
             consecutive_failures: Gauge::default(),
             conservative: Gauge::default(),
             waiting: Gauge::default(),
+            parked: Gauge::default(),
             unannounced: Counter::default(),
+            unwritten: Counter::default(),
+            set_aside: Counter::default(),
+            remeasured: Counter::default(),
+            fallbacks: Counter::default(),
             last: Arc::default(),
         };
         metrics.breaker_state.set(CircuitBreakerState::CircuitStateClosed as i64);
@@ -138,8 +160,17 @@ impl Metrics {
         forge.register("consecutive_failures", failures, m.consecutive_failures);
         forge.register("conservative", "Whether in conservative mode", m.conservative);
         forge.register("jobs_waiting", "Jobs waiting or running", m.waiting);
-        let unannounced = "Stored artifacts whose catalogue update the bus did not take";
+        forge.register("jobs_parked", "Jobs given up and refused for a while", m.parked);
+        let unannounced = "Times the bus did not take a catalogue update, which stays owed";
         forge.register("unannounced", unannounced, m.unannounced);
+        let unwritten = "Jobs that could not be written to the durable queue";
+        forge.register("queue_unwritten", unwritten, m.unwritten);
+        let set_aside = "Files in the durable queue that were no tickets, and were set aside";
+        forge.register("queue_set_aside", set_aside, m.set_aside);
+        let remeasured = "Kernels of other machines that were timed on this one";
+        forge.register("kernels_remeasured", remeasured, m.remeasured);
+        let fallbacks = "Kernels compiled whose plan is not used: the interpreter runs them";
+        forge.register("interpreter_fallbacks", fallbacks, m.fallbacks);
     }
 
     pub(crate) fn started(&self) {
@@ -154,6 +185,10 @@ impl Metrics {
         }
     }
 
+    pub(crate) fn fell_back(&self) {
+        self.fallbacks.inc();
+    }
+
     pub(crate) fn attempt_failed(&self, reason: Fault) {
         self.failed_attempts.get_or_create(&FaultLabels { reason }).inc();
     }
@@ -164,7 +199,7 @@ impl Metrics {
         self.compile_seconds.get_or_create(&labels).observe(compile.as_secs_f64());
         let histogram = self.prewarm_seconds.get_or_create(&labels).clone();
         prewarm_ms.iter().for_each(|ms| histogram.observe(ms / 1e3));
-        let index = strategy as usize;
+        let index = place(strategy);
         store(&self.last.compile_ms[index], compile.as_secs_f64() * 1e3);
         store(&self.last.prewarm_ms[index], urza::percentile(prewarm_ms, 0.5));
         self.last.strategy.store(index as u64, Ordering::Relaxed);
@@ -207,8 +242,7 @@ impl Metrics {
             ("tezzeret.compilation.total", compiled + failed),
             ("tezzeret.compilation.failed", failed),
             ("tezzeret.compilation.failed_attempts", self.failed_attempt_count()),
-            // A plan that is not the graph fails its job; nothing falls back in silence.
-            ("tezzeret.compilation.eager_fallback", 0.0),
+            ("tezzeret.compilation.eager_fallback", self.fallbacks.get() as f64),
             ("tezzeret.jobs.total", compiled + failed + self.ended_count(Ended::Found)),
             ("tezzeret.jobs.failed", failed),
             ("tezzeret.jobs.retried", self.retried.get() as f64),
@@ -230,7 +264,7 @@ impl Metrics {
         points.extend(state.map(|(name, value)| point(name, value, "state")));
         points.extend(last.map(|(name, value)| point(name, value, "ms")));
         for strategy in Strategy::ALL {
-            let (name, index) = (strategy.name(), strategy as usize);
+            let (name, index) = (strategy.name(), place(strategy));
             let compile = load(&self.last.compile_ms[index]);
             let prewarm = load(&self.last.prewarm_ms[index]);
             points.push(point(&format!("tezzeret.compilation.duration_ms.{name}"), compile, "ms"));
@@ -238,6 +272,11 @@ impl Metrics {
         }
         points
     }
+}
+
+/// Where a strategy's last values are kept.
+fn place(strategy: Strategy) -> usize {
+    Strategy::ALL.iter().position(|one| *one == strategy).unwrap_or_default()
 }
 
 fn point(name: &str, value: f64, unit: &str) -> MetricPoint {
@@ -272,12 +311,14 @@ mod tests {
         metrics.ended(Ended::Compiled, 1);
         metrics.ended(Ended::Found, 0);
         metrics.ended(Ended::Failed, 2);
+        metrics.fell_back();
         assert_eq!(metrics.breaker_state(), CircuitBreakerState::CircuitStateClosed);
         metrics.breaker(CircuitBreakerState::CircuitStateOpen, 3, true);
         assert_eq!(metrics.breaker_state(), CircuitBreakerState::CircuitStateOpen);
         for (name, expected) in [
             ("tezzeret.compilation.total", 2.0),
             ("tezzeret.compilation.failed_attempts", 1.0),
+            ("tezzeret.compilation.eager_fallback", 1.0),
             ("tezzeret.jobs.total", 3.0),
             ("tezzeret.jobs.completed", 2.0),
             ("tezzeret.jobs.retried", 1.0),

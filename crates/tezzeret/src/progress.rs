@@ -78,8 +78,10 @@ impl Score {
 
 /// How an artifact came to be in the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum How {
+pub enum How {
+    /// It was there already.
     Found,
+    /// It was compiled for this order.
     Compiled,
 }
 

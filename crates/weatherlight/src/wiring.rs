@@ -1,6 +1,7 @@
 //! From the settings to each crate's own configuration. The only place that knows both.
 
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use leyline::sign::Keyring;
 
@@ -120,8 +121,17 @@ pub fn forge_config(settings: &EsperSettings) -> tezzeret::Config {
         jobs_max: settings.tezzeret_jobs_max,
         deadline: settings.tezzeret_deadline,
         attempts_max: settings.tezzeret_attempts_max,
+        // The settings admit the names of strategies only.
+        strategy: settings.tezzeret_strategy.parse().unwrap_or_default(),
         ..tezzeret::Config::default()
     }
+}
+
+/// Where the forge's queue stands.
+pub fn queue_dir(settings: &EsperSettings) -> PathBuf {
+    let beside = || settings.urza_artifact_dir.parent().map(|parent| parent.join("forge/jobs"));
+    let set = settings.tezzeret_queue_dir.clone().or_else(beside);
+    set.unwrap_or_else(|| settings.urza_artifact_dir.join("forge/jobs"))
 }
 
 /// The seed manager's settings.
@@ -217,6 +227,17 @@ mod tests {
         let asked = tolaria::Config::new(run, tolaria::data::Source::Xor, 1);
         let trained = training_config(&settings, asked.clone());
         assert_eq!(tolaria::Config { checkpoints: None, ..trained }, asked);
+    }
+
+    #[test]
+    fn the_forges_queue_stands_beside_the_artifacts_or_where_it_is_set() {
+        let queue = |overrides: &[&str]| {
+            let overrides = overrides.iter().map(|one| (*one).to_owned()).collect();
+            queue_dir(&resolve(&Sources { overrides, ..Sources::default() }).unwrap().settings)
+        };
+        assert_eq!(queue(&[]), PathBuf::from("./var/urza/forge/jobs"));
+        assert_eq!(queue(&["URZA_ARTIFACT_DIR=/a/b"]), PathBuf::from("/a/forge/jobs"));
+        assert_eq!(queue(&["TEZZERET_QUEUE_DIR=/q"]), PathBuf::from("/q"));
     }
 
     #[test]

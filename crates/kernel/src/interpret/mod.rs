@@ -17,6 +17,7 @@ pub use real::Real;
 use crate::error::RunError;
 use crate::graph::{Graph, Named, Node};
 use crate::op::Op;
+use crate::stop;
 use crate::tensor::Params;
 
 /// A dense row-major array of either precision.
@@ -133,6 +134,7 @@ pub fn run_bound<T: Real>(graph: &Graph, bindings: &Bindings<T>) -> Result<Resul
 pub fn trace<T: Real>(graph: &Graph, bindings: &Bindings<T>) -> Result<Vec<Array<T>>, RunError> {
     let mut values: Vec<Array<T>> = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
+        stop::check()?;
         let value = evaluate(node, &values, bindings)?;
         debug_assert_eq!(
             value.shape,

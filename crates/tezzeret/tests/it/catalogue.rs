@@ -1,7 +1,7 @@
 //! The whole catalogue through a forge, and again after a restart.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use karn::Site;
@@ -23,6 +23,7 @@ pub struct Process {
     pub desk: Desk,
     pub handle: Handle,
     pub metrics: Metrics,
+    pub queue_dir: PathBuf,
 }
 
 impl Process {
@@ -38,14 +39,16 @@ impl Process {
         let metrics = oona::Metrics::register(&mut Registry::default());
         let bus = Bus::open(config, keyring, metrics).await.expect("a fresh log");
         let (desk, _, handle) = Desk::open();
-        Self { library, bus, desk, handle, metrics: Metrics::register(&mut Registry::default()) }
+        let metrics = Metrics::register(&mut Registry::default());
+        Self { library, bus, desk, handle, metrics, queue_dir: root.join("forge/jobs") }
     }
 
     pub fn forge(&self, config: Config) -> Forge {
         Forge {
             config,
             library: self.library.clone(),
-            bus: self.bus.clone(),
+            bus: Some(self.bus.clone()),
+            queue_dir: self.queue_dir.clone(),
             desk: self.desk.clone(),
             metrics: self.metrics.clone(),
             heartbeat: Heartbeat::detached(),

@@ -182,11 +182,11 @@ pub(super) const CODES: &[Code] = &[
     ),
     row(
         Forge,
-        "Mismatch",
-        "The compiled plan computes something else than the graph",
-        "Every kernel is checked against the reference before it is stored; this one was thrown away.",
-        "A fault of this program, or of the machine's arithmetic.",
-        "Report it with the blueprint's id; if it comes and goes, test the machine's memory.",
+        "Interrupted",
+        "The process ended while compiling it, three times in a row",
+        "The job is taken to be the cause and parked, so that the others are not held up; it is in the durable queue with its reason.",
+        "Compiling it takes more memory than there is, or it was killed by chance each time.",
+        "Look into the system's log for the killer of processes out of memory; order it again when its time is over.",
     ),
     row(
         Forge,

@@ -147,7 +147,7 @@ fn existing(family: Family) -> Vec<&'static str> {
                 Timeout = "Timeout",
                 Panic = "Panic",
                 Build = "Build",
-                Mismatch = "Mismatch",
+                Interrupted = "Interrupted",
                 Compile = "Compile",
                 Library = "Library",
             });

@@ -264,7 +264,8 @@ fn forge(parts: &Parts) -> Build {
         let forge = tezzeret::Forge {
             config: wiring::forge_config(&parts.settings),
             library: parts.library.clone(),
-            bus: parts.bus.clone(),
+            bus: Some(parts.bus.clone()),
+            queue_dir: wiring::queue_dir(&parts.settings),
             desk: parts.forge.desk.clone(),
             metrics: parts.metrics.tezzeret.clone(),
             heartbeat: context.heartbeat,

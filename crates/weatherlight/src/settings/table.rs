@@ -228,10 +228,16 @@ settings! {
             "Compile jobs at a time. Each keeps one core busy that training could use.";
         tezzeret_deadline: Duration = "TEZZERET_DEADLINE_S" "tezzeret.deadline_s"
             Span(Seconds, 1.0, 3600.0), Some("60"), Restart,
-            "How long one attempt at compiling may take before it counts as failed.";
+            "How long one attempt at compiling may take, whatever its strategy, before it is ended and counts as failed.";
         tezzeret_attempts_max: u32 = "TEZZERET_ATTEMPTS_MAX" "tezzeret.attempts_max"
             Count("attempts", 1, 10), Some("2"), Restart,
             "Attempts at one compile job before it is parked.";
+        tezzeret_strategy: String = "TEZZERET_STRATEGY" "tezzeret.strategy"
+            Choice(&["standard", "conservative", "emergency"]), Some("standard"), Restart,
+            "Time that a compile job is given: at most 250, 65 or 10 s. Trouble makes it less.";
+        tezzeret_queue_dir: Option<PathBuf> = "TEZZERET_QUEUE_DIR" "tezzeret.queue_dir"
+            Path, None, Restart,
+            "Directory of compile jobs that outlive the process. Unset: forge/jobs beside URZA_ARTIFACT_DIR.";
     }
     "Seeds" {
         kasmina_embargo: Duration = "KASMINA_EMBARGO_S" "kasmina.embargo_s"

@@ -6,8 +6,8 @@ mod list;
 use clap::Subcommand;
 use urza::Library;
 
+use super::Global;
 use super::failure::Failure;
-use super::{Global, block_on};
 use crate::service::AllMetrics;
 use crate::settings::EsperSettings;
 use crate::wiring;
@@ -19,22 +19,19 @@ pub enum Command {
     /// List the kernels in the library
     #[command(after_help = "Example: weatherlight kernels list --json")]
     List,
-    /// Compile blueprints into the library, without a running service
+    /// Compile blueprints into the library, with or without a running service
     ///
-    /// What is there already is left alone. A service that runs on the same library finds the result.
-    #[command(after_help = "Example: weatherlight kernels build BP009 BP010")]
-    Build {
-        /// Ids of blueprints [default: every one that can be grafted]
-        #[arg(value_name = "BLUEPRINT")]
-        blueprints: Vec<String>,
-    },
+    /// What is there already is left alone, and what another process compiles is waited for. A service that runs on the
+    /// same library finds the result and tells of it. Ctrl-C stops at the next step and says what is left.
+    #[command(after_help = build::EXAMPLES)]
+    Build(build::Options),
 }
 
 pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
     let settings = global.load()?.settings;
     match command {
         Command::List => list::run(&settings, global.json),
-        Command::Build { blueprints } => block_on(build::run(&settings, blueprints, global.json))?,
+        Command::Build(options) => build::run(&settings, options, global.json),
     }
 }
 
