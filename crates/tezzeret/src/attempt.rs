@@ -249,7 +249,7 @@ impl Workshop {
         if job.role(&self.config) == Role::Default {
             let offered = self.library.find(job.blueprint().id()).await?;
             // Another site's artifact came later. Compiling ours again makes it the newest.
-            if !offered.is_some_and(|offered| offered.digest == record.digest) {
+            if offered.is_none_or(|offered| offered.digest != record.digest) {
                 return Ok(None);
             }
         }
