@@ -14,6 +14,7 @@ use kernel::Digest;
 use tempfile::NamedTempFile;
 
 use crate::error::{FetchError, Mismatch};
+use crate::hash;
 use crate::store::{Stored, WriteFault};
 
 /// Names the library, whoever opens it by whatever path.
@@ -184,7 +185,8 @@ impl Files {
         let path = self.path(digest);
         let file = File::open(&path).map_err(|error| read_fault(&path, error))?;
         let metadata = file.metadata().map_err(|error| read_fault(&path, error))?;
-        let actual = Digest::of_reader(file).map_err(|error| read_fault(&path, error))?;
+        let actual =
+            hash::digest(file, metadata.len()).map_err(|error| read_fault(&path, error))?;
         if actual == *digest {
             return Ok(Identity::of(&metadata));
         }

@@ -10,6 +10,7 @@
 //! (a file's place follows from its digest).
 
 mod answer;
+pub mod bench;
 mod cache;
 mod catalogue;
 mod config;
@@ -20,6 +21,7 @@ mod error;
 mod extras;
 pub mod fetch;
 mod files;
+mod hash;
 mod job;
 mod library;
 mod maintenance;

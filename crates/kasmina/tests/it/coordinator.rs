@@ -265,6 +265,37 @@ async fn what_is_not_what_was_promised_is_never_attached() {
     check_refused(artifact(), gone, FetchFailure::ArtifactNotFound).await;
 }
 
+/// A reference names a regular file by a plain absolute path, or it is refused; none makes it wait.
+#[tokio::test]
+async fn hostile_references_are_refused() {
+    let failed = || FetchFailure::OpenFailed { detail: String::new() };
+    let dir = tempfile::tempdir().unwrap();
+    let real = dir.path().join("real");
+    std::fs::write(&real, artifact()).unwrap();
+    let (link, pipe) = (dir.path().join("link"), dir.path().join("pipe"));
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let directory = dir.path().display();
+    for reference in [
+        String::new(),
+        "kernel".to_owned(),
+        "./kernel".to_owned(),
+        "../../etc/passwd".to_owned(),
+        format!("{directory}/nowhere/../real"),
+        format!("{directory}/../{}/real", dir.path().file_name().unwrap().display()),
+        format!("{directory}/real\0"),
+        "file:///etc/passwd".to_owned(),
+        "http://127.0.0.1/kernels/x".to_owned(),
+        link.display().to_string(),
+        pipe.display().to_string(),
+        directory.to_string(),
+        "/dev/zero".to_owned(),
+    ] {
+        check_refused(artifact(), |ready| ready.artifact_ref = reference, failed()).await;
+    }
+}
+
 fn quick() -> Patience {
     Patience {
         reply_timeout: Duration::from_millis(200),

@@ -13,6 +13,7 @@ mod part;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use kernel::Digest;
@@ -26,6 +27,8 @@ use crate::files::{Files, Identity};
 use crate::store::{CacheBound, blocking, client};
 use crate::verify::Verified;
 
+/// A part that nobody has gone on with for this long is removed.
+const PART_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);
 /// Files whose digest is known to match.
 const VERIFIED_LEN_MAX: usize = 1024;
 
@@ -59,6 +62,12 @@ impl Fetcher {
     pub fn open(config: FetcherConfig) -> Result<Self, FetchFault> {
         let files = Files::open(&config.directory)
             .map_err(|(path, source)| FetchFault::disk(path, source))?;
+        if let Err(error) = files.collect_orphans(PART_AGE_MAX) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "old parts of kernels not removed"
+            );
+        }
         let setting = |problem: &str| FetchFault::Setting { problem: problem.to_owned() };
         let authorization = match &config.token {
             Some(token) => {

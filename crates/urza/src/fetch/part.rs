@@ -1,6 +1,7 @@
 //! What has come of a kernel so far: a file that outlives a broken connection and this process. Blocking.
 
 use std::fs::File;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
@@ -35,7 +36,9 @@ impl Part {
             Ok(None) => {}
             Err(error) => return Err(WriteFault::read(&shared, 0, error).into()),
         }
-        let own = shared.with_extension(format!("{}.part", std::process::id()));
+        // Somebody else is at it, who may be slow or hang; this one is gone on with by nobody.
+        let unique = RandomState::new().build_hasher().finish();
+        let own = shared.with_extension(format!("{unique:016x}.part"));
         match Self::open_at(own.clone(), bytes_max) {
             Ok(Some(part)) => Ok(part),
             Ok(None) => Err(FetchFault::disk(own, io::ErrorKind::WouldBlock.into())),

@@ -144,9 +144,9 @@ pub(super) const CODES: &[Code] = &[
         Kernel,
         "open_failed",
         "The artifact could not be opened",
-        "The file is not there under the path of the answer, or is not what its digest says.",
-        "The trainer does not see the service's URZA_ARTIFACT_DIR under the same path.",
-        "Mount the artifact directory under the same absolute path on both sides.",
+        "The reference of the answer is no plain absolute path of a regular file, or what is there is no kernel.",
+        "Another program answers requests for kernels; a file of another program in URZA_ARTIFACT_DIR.",
+        "The log line's `detail` says which. Where the trainer does not see the directory, set URZA_PUBLIC_URL at the service: it fetches from there.",
     ),
     row(
         Kernel,
