@@ -131,7 +131,7 @@ impl Files {
     pub(crate) fn settle(&self, temporary: NamedTempFile, path: &Path) -> io::Result<()> {
         temporary.as_file().sync_all()?;
         oona::chaos::point(oona::chaos::Point::ArtifactWritten);
-        self.into_shard(path)?;
+        self.make_shard(path)?;
         temporary.persist(path)?;
         self.sync_shard(path)
     }
@@ -139,7 +139,7 @@ impl Files {
     /// As [`Files::settle`], for a file of this directory that was written under a name of its own.
     pub(crate) fn adopt(&self, file: &File, from: &Path, path: &Path) -> io::Result<()> {
         file.sync_all()?;
-        self.into_shard(path)?;
+        self.make_shard(path)?;
         fs::rename(from, path)?;
         self.sync_shard(path)
     }
@@ -149,7 +149,7 @@ impl Files {
         self.root.join(TMP).join(format!("{digest}.part"))
     }
 
-    fn into_shard(&self, path: &Path) -> io::Result<()> {
+    fn make_shard(&self, path: &Path) -> io::Result<()> {
         let shard = path.parent().unwrap_or(&self.root);
         if !shard.exists() {
             fs::create_dir_all(shard)?;
