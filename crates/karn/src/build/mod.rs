@@ -1,12 +1,22 @@
-//! From a template to its graph: `plain` (functions without neighbours), `residual` (blocks over features),
-//! `spatial` (blocks over positions), `attention` (gates and attention), all drawn with `sketch`.
+//! From a template to its graph: `plain` (functions without neighbours), `residual` (blocks over features), `spatial`,
+//! `convolution` and `pyramid` (blocks over positions), `attention` (gates), `transformer` and `local` (attention
+//! over positions), `position`, `mixture`, `memory` and `recurrent`, all drawn with `sketch` and its views.
 
 mod attention;
+mod convolution;
+mod local;
+mod memory;
+mod mixture;
 mod plain;
+mod position;
+mod pyramid;
+mod recurrent;
 mod residual;
 mod sketch;
 mod spatial;
 mod stress;
+mod transformer;
+mod view;
 
 use kernel::{Graph, GraphError};
 use leyline::ids::BlueprintId;
@@ -131,6 +141,29 @@ fn drawing(id: &str) -> Option<Draw> {
         "BP016" => attention::squeeze_excitation,
         "BP017" => attention::channel_attention,
         "BP018" => attention::spatial_attention,
+        "BP019" => transformer::cross_attention,
+        "BP020" => local::attention_single_head,
+        "BP021" => residual::feedforward_gated,
+        "BP022" | "BP029" => transformer::multi_head_attention,
+        "BP023" => transformer::transformer_block,
+        "BP024" => transformer::conv_transformer,
+        "BP025" => convolution::dynamic_conv,
+        "BP026" => pyramid::adaptive_pooling,
+        "BP027" => pyramid::feature_pyramid,
+        "BP028" => residual::dense_connection,
+        "BP030" => local::graph_attention,
+        "BP031" => convolution::temporal_conv,
+        "BP032" => convolution::dilated_conv,
+        "BP033" => convolution::deformable_conv,
+        "BP034" => local::non_local_block,
+        "BP035" => position::learned_positional,
+        "BP036" => mixture::mixture_of_experts,
+        "BP037" => local::hierarchical_attention,
+        "BP038" => memory::memory_augmented,
+        "BP039" => recurrent::neural_ode_block,
+        "BP040" => mixture::differentiable_nas,
+        "BP041" => memory::meta_learning_layer,
+        "BP042" => recurrent::recursive_processing,
         _ => return None,
     })
 }

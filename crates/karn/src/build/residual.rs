@@ -8,6 +8,8 @@ use crate::site::Site;
 
 /// Hidden units of a residual layer per feature of the host.
 const EXPANSION: usize = 2;
+/// Layers of a dense block.
+const DENSE_LAYERS: usize = 3;
 
 /// BP008. `x + (x W + b)`: the projection shortcut of He et al. (2015, option C) around which the input skips.
 /// Identity at the start.
@@ -95,4 +97,34 @@ pub(super) fn highway_gate(sketch: &mut Sketch, x: NodeId, parameters: &Paramete
     let difference = sketch.graph.sub(transformed, x)?;
     let moved = sketch.graph.mul(gate, difference)?;
     sketch.graph.add(x, moved)
+}
+
+/// BP021. Gated feed-forward layer (Dauphin et al. 2017; Shazeer 2020, "SwiGLU"): `x + W2 (SiLU(W1 x) * V x)` with
+/// `hidden_multiple` times as many hidden units as features. `W2` starts at zero. Identity at the start.
+pub(super) fn feedforward_gated(sketch: &mut Sketch, x: NodeId, parameters: &Parameters) -> Built {
+    let width = sketch.features();
+    let hidden = whole(width as f64 * value(parameters, "hidden_multiple"));
+    let gate = sketch.dense(x, "gate", hidden, Start::Hidden)?;
+    let gate = sketch.graph.silu(gate)?;
+    let values = sketch.dense(x, "value", hidden, Start::LINEAR)?;
+    let gated = sketch.graph.mul(gate, values)?;
+    let branch = sketch.dense(gated, "project", width, Start::Zero)?;
+    sketch.graph.add(x, branch)
+}
+
+/// BP028. Dense connections (Huang et al. 2017): three layers with ReLU, each seeing the input and all layers before
+/// it and adding `growth_rate` features, then a transition back to the input's features that starts at zero and
+/// around which the input skips. On images the layers are 3x3 convolutions. Identity at the start.
+pub(super) fn dense_connection(sketch: &mut Sketch, x: NodeId, parameters: &Parameters) -> Built {
+    let growth = whole(value(parameters, "growth_rate"));
+    let axis = sketch.site.feature_axis();
+    let mut seen = x;
+    for layer in 0..DENSE_LAYERS {
+        let grown = mix(sketch, seen, &format!("layer{layer}"), growth, Start::Hidden)?;
+        let grown = sketch.graph.relu(grown)?;
+        seen = sketch.graph.concat(&[seen, grown], axis)?;
+    }
+    let width = sketch.features();
+    let branch = sketch.dense(seen, "transition", width, Start::Zero)?;
+    sketch.graph.add(x, branch)
 }

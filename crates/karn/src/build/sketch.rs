@@ -29,26 +29,36 @@ pub(super) enum Start {
         /// Every bias.
         bias: f32,
     },
+    /// Weights zero, biases uniform within this distance of zero: what the layer gives does not hang on its input yet,
+    /// but stands between the whole numbers.
+    Scattered {
+        /// Largest bias.
+        within: f32,
+    },
     /// All zero: the branch the layer ends contributes nothing until it has learnt something
     /// (Goyal et al. 2017; Zhang et al. 2019, "Fixup").
     Zero,
 }
 
 impl Start {
-    fn weight(self, fan_in: usize) -> Init {
+    /// Before no function, of gain 1 and without bias.
+    pub(super) const LINEAR: Self = Self::Linear { gain: 1.0, bias: 0.0 };
+
+    pub(super) fn weight(self, fan_in: usize) -> Init {
         match self {
             Self::Hidden => Init::He { fan_in },
             Self::Linear { gain, .. } => {
                 Init::Normal { mean: 0.0, deviation: gain / (fan_in as f32).sqrt() }
             }
-            Self::Zero => Init::ZEROS,
+            Self::Scattered { .. } | Self::Zero => Init::ZEROS,
         }
     }
 
-    fn bias(self, fan_in: usize) -> Init {
+    pub(super) fn bias(self, fan_in: usize) -> Init {
         match self {
             Self::Hidden => Init::FanIn { fan_in },
             Self::Linear { bias, .. } => Init::Constant { value: bias },
+            Self::Scattered { within } => Init::Uniform { low: -within, high: within },
             Self::Zero => Init::ZEROS,
         }
     }
@@ -128,30 +138,69 @@ impl Sketch {
 
     /// A convolution of a map with bias that keeps height and width.
     pub(super) fn conv(&mut self, map: NodeId, name: &str, window: Window, start: Start) -> Built {
-        let &[_, channels, height, width] = self.graph.shape(map) else {
-            unreachable!("only maps, which have four dimensions, are convolved")
-        };
+        self.conv_apart(map, name, window, [1, 1], start)
+    }
+
+    /// The same with the taps `dilation` positions apart, which a window that keeps height and width can be.
+    pub(super) fn conv_apart(
+        &mut self,
+        map: NodeId,
+        name: &str,
+        window: Window,
+        dilation: [usize; 2],
+        start: Start,
+    ) -> Built {
+        let [_, height, width] = self.sides(map);
         let kernel = window.within(height, width);
-        let per_group = channels / window.groups;
+        let padding = [0, 1].map(|side| dilation[side] * (kernel[side] / 2));
+        let conv = Conv { padding, dilation, groups: window.groups, ..Conv::default() };
+        self.convolve(map, name, kernel, window.channels_out, conv, start)
+    }
+
+    /// A convolution of a map with bias, every attribute given.
+    pub(super) fn convolve(
+        &mut self,
+        map: NodeId,
+        name: &str,
+        kernel: [usize; 2],
+        channels_out: usize,
+        conv: Conv,
+        start: Start,
+    ) -> Built {
+        let [channels, ..] = self.sides(map);
+        let per_group = channels / conv.groups;
         let fan_in = per_group * kernel[0] * kernel[1];
-        let shape = [window.channels_out, per_group, kernel[0], kernel[1]];
+        let shape = [channels_out, per_group, kernel[0], kernel[1]];
         let graph = &mut self.graph;
         let weight = graph.parameter(&format!("{name}.weight"), &shape, start.weight(fan_in))?;
-        let bias_shape = [window.channels_out];
-        let bias = graph.parameter(&format!("{name}.bias"), &bias_shape, start.bias(fan_in))?;
-        let padding = kernel.map(|size| size / 2);
-        let conv = Conv { padding, groups: window.groups, ..Conv::default() };
+        let bias = graph.parameter(&format!("{name}.bias"), &[channels_out], start.bias(fan_in))?;
         graph.conv2d(map, weight, Some(bias), conv)
+    }
+
+    /// Channels, height and width of a map.
+    pub(super) fn sides(&self, map: NodeId) -> [usize; 3] {
+        match *self.graph.shape(map) {
+            [_, channels, height, width] => [channels, height, width],
+            _ => unreachable!("only maps, which have four dimensions, come here"),
+        }
     }
 
     /// Largest value of the neighbourhood of `kernel` positions, at every position of a map.
     pub(super) fn neighbourhood_max(&mut self, map: NodeId, kernel: usize) -> Built {
-        let &[_, _, height, width] = self.graph.shape(map) else {
-            unreachable!("only maps, which have four dimensions, are pooled")
-        };
+        let pool = self.neighbourhood(map, kernel);
+        self.graph.max_pool2d(map, pool)
+    }
+
+    /// Mean of the neighbourhood, positions beyond the edge counting as zero.
+    pub(super) fn neighbourhood_mean(&mut self, map: NodeId, kernel: usize) -> Built {
+        let pool = self.neighbourhood(map, kernel);
+        self.graph.avg_pool2d(map, pool)
+    }
+
+    fn neighbourhood(&self, map: NodeId, kernel: usize) -> Pool {
+        let [_, height, width] = self.sides(map);
         let kernel = Window { kernel, channels_out: 0, groups: 1 }.within(height, width);
-        let padding = kernel.map(|size| size / 2);
-        self.graph.max_pool2d(map, Pool { kernel, stride: [1, 1], padding })
+        Pool { kernel, stride: [1, 1], padding: kernel.map(|size| size / 2) }
     }
 }
 
@@ -172,7 +221,7 @@ impl Window {
 
     /// Height and width of the window on a map: never more than its sides can reach, so that no weight looks at
     /// padding only. A side of one position needs one tap, any other at most twice its length less one.
-    fn within(self, height: usize, width: usize) -> [usize; 2] {
+    pub(super) fn within(self, height: usize, width: usize) -> [usize; 2] {
         [height, width].map(|side| self.kernel.min(2 * side - 1))
     }
 }

@@ -7,9 +7,17 @@ use kernel::{Graph, Init, Params, STEP_INPUT, differentiate, gradient_name, inte
 
 use crate::graphs::{SITES, each_graph};
 
-/// Templates that start as the identity at their midpoints, trained or not; dropout only when not.
-const IDENTITIES: [&str; 10] =
-    ["BP001", "BP008", "BP009", "BP010", "BP012", "BP013", "BP015", "BP016", "BP017", "BP018"];
+/// Templates that do not start as the identity at their midpoints, and why.
+const NOT_IDENTITIES: [(&str, &str); 8] = [
+    ("BP002", "a linear map with SiLU, nothing skips around it"),
+    ("BP003", "what is standardised is not what came"),
+    ("BP004", "drops while training; after it the identity"),
+    ("BP005", "a rectifier cuts"),
+    ("BP006", "what is standardised is not what came"),
+    ("BP007", "the largest neighbour is not oneself"),
+    ("BP011", "bends"),
+    ("BP014", "its parameter says how far the gate is open, at most it lets a part through"),
+];
 
 /// Sites on which every template has room to do something. On one position pooling, say, is the identity.
 const ROOMY: [Site; 3] = [SITES[0], SITES[5], SITES[7]];
@@ -53,7 +61,7 @@ fn identity_at_the_start_where_it_is_claimed() {
         let expected: Vec<f64> = input.iter().map(|&value| f64::from(value)).collect();
         let params = graph.init_params(11);
         let inference = graph.inference().expect("a sound graph has an inference form");
-        let claimed = IDENTITIES.contains(&id);
+        let claimed = NOT_IDENTITIES.iter().all(|(other, _)| *other != id);
         if claimed {
             assert_eq!(output(graph, &params, &input), expected, "{id} {site} training");
         }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use karn::{BuildError, INPUT, OUTPUT, Parameters, Site, Tier, build, catalogue, find};
 use kernel::{Graph, to_canonical_json};
 
-/// Sites of every kind: the two of the published guards, and small, odd, prime and flat ones.
+/// Sites of every kind: the published one, an image, a sequence, and small, odd, prime and flat ones.
 pub const SITES: [Site; 10] = [
     Site::Vector { features: 32 },
     Site::Vector { features: 36 },
     Site::Vector { features: 31 },
     Site::Vector { features: 1 },
-    Site::Image { channels: 8, height: 16, width: 16 },
+    Site::Image { channels: 8, height: 8, width: 8 },
     Site::Image { channels: 3, height: 5, width: 2 },
     Site::Image { channels: 1, height: 1, width: 1 },
     Site::Sequence { length: 12, width: 16 },
@@ -19,7 +19,7 @@ pub const SITES: [Site; 10] = [
     Site::Sequence { length: 5, width: 1 },
 ];
 
-/// Every template with a graph, for every site, at its midpoints.
+/// Every served template, for every site, at its midpoints.
 pub fn each_graph(mut check: impl FnMut(&str, Site, &Graph)) {
     for blueprint in catalogue().iter().filter(|blueprint| blueprint.graftable()) {
         for site in SITES {

@@ -320,7 +320,6 @@ async fn the_prefetch_workers_orders_are_answered_by_what_became_of_them() {
             assert!(bench.library.find(&"BP002".into()).await.unwrap().is_some());
             assert_eq!(bench.demand("BP051").await, BuildAnswer::Unknown);
             assert_eq!(bench.demand("BP045").await, refused("quarantined"));
-            assert_eq!(bench.demand("BP019").await, refused("not_graftable"));
             for _ in 0..2 {
                 let answer = bench.demand("BP009").await;
                 assert!(matches!(answer, BuildAnswer::Failed { .. }), "{answer:?}");

@@ -89,7 +89,7 @@ async fn a_request_for_what_is_not_compiled_yet_is_answered_when_it_is() {
         assert_eq!(kernel.manifest().guard_digest.to_hex(), answer.guard_digest);
         assert!(0.0 < answer.prewarm_p50_ms && answer.prewarm_p50_ms <= answer.prewarm_p95_ms);
 
-        for blueprint in ["BP045", "BP019", "nonsense"] {
+        for blueprint in ["BP045", "BP043", "nonsense"] {
             let asked = request(&process, blueprint).await;
             let (id, reason) =
                 tokio::time::timeout(PATIENCE, refusal(&process)).await.expect("in time");
