@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use kernel::Digest;
 use leyline::ids::BlueprintId;
 use leyline::wire;
 use serde::Serialize;
 
+use crate::manifest::Manifest;
 use crate::parameters::{Parameters, ParametersError};
 use crate::table::Row;
 
@@ -19,6 +21,8 @@ pub struct Blueprint {
     id: BlueprintId,
     row: &'static Row,
     parameters: Vec<Parameter>,
+    /// Its definition, where a user brought it.
+    manifest: Option<&'static Manifest>,
 }
 
 /// How far a blueprint is trusted.
@@ -71,10 +75,40 @@ impl Blueprint {
     pub(crate) fn from_row(row: &'static Row) -> Self {
         let parameters =
             row.parameters.iter().map(|&(name, min, max)| Parameter { name, min, max });
-        Self { id: BlueprintId::from(row.id), row, parameters: parameters.collect() }
+        let (id, parameters) = (BlueprintId::from(row.id), parameters.collect());
+        Self { id, row, parameters, manifest: None }
     }
 
-    /// Primary key, `BP001` to `BP050`.
+    /// A user's blueprint. A catalogue is read once and never changes while a process lives, so what it is made of
+    /// is never freed.
+    pub(crate) fn of_manifest(manifest: Manifest) -> &'static Self {
+        let manifest: &'static Manifest = Box::leak(Box::new(manifest));
+        let bounds = manifest.parameters.iter().map(|(name, min, max)| (name.as_str(), *min, *max));
+        let row = Row {
+            id: &manifest.id,
+            name: &manifest.name,
+            tier: manifest.tier,
+            parameters: bounds.collect::<Vec<_>>().leak(),
+            risk: manifest.risk,
+            stage: manifest.stage,
+            clearance: manifest.clearance,
+            description: &manifest.description,
+        };
+        let blueprint = Self::from_row(Box::leak(Box::new(row)));
+        Box::leak(Box::new(Self { manifest: Some(manifest), ..blueprint }))
+    }
+
+    pub(crate) fn manifest(&self) -> Option<&'static Manifest> {
+        self.manifest
+    }
+
+    /// Digest of the manifest that a user brought it in; `None` for one of ours, whose edition is that of the forge. It
+    /// is part of every job's key: a changed manifest is built anew.
+    pub fn edition(&self) -> Option<Digest> {
+        self.manifest.map(|manifest| manifest.digest)
+    }
+
+    /// Primary key, `BP001` to `BP050`, or what a user chose.
     pub fn id(&self) -> &BlueprintId {
         &self.id
     }
@@ -143,6 +177,16 @@ impl Blueprint {
     /// The middle of every interval.
     pub fn midpoints(&self) -> Parameters {
         self.parameters.iter().map(|parameter| (parameter.name, parameter.midpoint())).collect()
+    }
+
+    /// The least value of every parameter.
+    pub fn least(&self) -> Parameters {
+        self.parameters.iter().map(|parameter| (parameter.name, parameter.min)).collect()
+    }
+
+    /// The largest value of every parameter.
+    pub fn largest(&self) -> Parameters {
+        self.parameters.iter().map(|parameter| (parameter.name, parameter.max)).collect()
     }
 
     /// Checks that every declared parameter is given, finite and inside its interval, and that

@@ -1,10 +1,14 @@
-//! The catalogue itself: the compiled-in templates, by position and by id.
+//! The catalogue itself: the compiled-in templates, by position and by id, and those that users bring.
 
-use std::sync::LazyLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, LazyLock};
 
 use leyline::ids::BlueprintId;
 
-use crate::blueprint::Blueprint;
+use crate::blueprint::{Blueprint, Clearance};
+use crate::examine::examine;
+use crate::manifest::{Manifest, ManifestError, ManifestFault};
 use crate::table::ROWS;
 
 static CATALOGUE: LazyLock<Vec<Blueprint>> =
@@ -19,6 +23,131 @@ pub fn catalogue() -> &'static [Blueprint] {
 pub fn find(id: &BlueprintId) -> Option<&'static Blueprint> {
     let position = CATALOGUE.binary_search_by(|blueprint| blueprint.id().cmp(id));
     position.ok().map(|index| &CATALOGUE[index])
+}
+
+/// Most blueprints that users bring into one catalogue.
+pub const USER_BLUEPRINTS_MAX: usize = 64;
+
+/// The blueprints of one process: ours, and those of its users. Made once at the start; cheap to clone.
+#[derive(Clone, PartialEq)]
+pub struct Catalogue {
+    /// Ours in the order of their ids, then the users' in the order of theirs.
+    blueprints: Arc<[&'static Blueprint]>,
+}
+
+/// Why a blueprint may not be germinated in a production host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withheld {
+    /// It needs an approval that nobody gave.
+    ApprovalRequired,
+    /// It runs in quarantine only.
+    QuarantineOnly,
+}
+
+impl Withheld {
+    /// Its stable name in events and refusals.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ApprovalRequired => "approval_required",
+            Self::QuarantineOnly => "quarantine_only",
+        }
+    }
+}
+
+impl Default for Catalogue {
+    fn default() -> Self {
+        Self::built_in()
+    }
+}
+
+impl fmt::Debug for Catalogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(Blueprint::id)).finish()
+    }
+}
+
+impl Catalogue {
+    /// The 50 compiled-in ones.
+    pub fn built_in() -> Self {
+        Self { blueprints: catalogue().iter().collect() }
+    }
+
+    /// This one and a user's blueprint, once that has been examined: on each site the manifest names its graph is drawn
+    /// at the midpoints, the least and the largest values of its parameters, and run at the midpoints, forward and
+    /// backward.
+    ///
+    /// # Errors
+    /// Everything wrong with it, each with its line.
+    pub fn with(&self, manifest: Manifest) -> Result<Self, ManifestError> {
+        let fault = |field: &str, problem: String| {
+            ManifestError(vec![ManifestFault { line: 1, field: field.to_owned(), problem }])
+        };
+        let id = BlueprintId::from(manifest.id());
+        if self.find(&id).is_some() {
+            return Err(fault("id", format!("there is a blueprint {id} already; choose another")));
+        }
+        if self.blueprints.len() - ROWS.len() >= USER_BLUEPRINTS_MAX {
+            let problem = format!("a catalogue takes at most {USER_BLUEPRINTS_MAX} manifests");
+            return Err(fault("file", problem));
+        }
+        let (sites, blueprint) = (manifest.sites.clone(), Blueprint::of_manifest(manifest));
+        let mut faults = Vec::new();
+        for site in sites {
+            let ends = [Blueprint::midpoints, Blueprint::least, Blueprint::largest];
+            let mut drawn = true;
+            for parameters in ends.map(|end| end(blueprint)) {
+                if let Err(error) = crate::build::check(blueprint, &parameters, &site) {
+                    drawn = false;
+                    let (line, problem) = (error.line(), error.full_text());
+                    let field = format!("sites.{site}");
+                    faults.push(ManifestFault { line, field, problem });
+                }
+            }
+            if drawn && let Err(error) = examine(blueprint, &blueprint.midpoints(), &site) {
+                let (field, problem) = (format!("sites.{site}"), error.to_string());
+                faults.push(ManifestFault { line: 1, field, problem });
+            }
+        }
+        faults.dedup();
+        if !faults.is_empty() {
+            return Err(ManifestError(faults));
+        }
+        let users = self.blueprints.iter().skip(ROWS.len()).copied().chain([blueprint]);
+        let users: BTreeMap<&BlueprintId, &'static Blueprint> =
+            users.map(|blueprint| (blueprint.id(), blueprint)).collect();
+        let ours = catalogue().iter();
+        Ok(Self { blueprints: ours.chain(users.into_values()).collect() })
+    }
+
+    /// All of them: ours by id, then the users' by id.
+    pub fn iter(&self) -> impl Iterator<Item = &'static Blueprint> {
+        self.blueprints.iter().copied()
+    }
+
+    /// The blueprint called `id`, if there is one.
+    pub fn find(&self, id: &BlueprintId) -> Option<&'static Blueprint> {
+        find(id).or_else(|| {
+            self.blueprints.iter().skip(ROWS.len()).find(|blueprint| blueprint.id() == id).copied()
+        })
+    }
+
+    /// The ones the forge compiles and the prefetch worker serves.
+    pub fn served(&self) -> impl Iterator<Item = &'static Blueprint> {
+        self.iter().filter(|blueprint| blueprint.graftable())
+    }
+
+    /// What may not be germinated in a production host, given these approvals, and why. An approval never lets a
+    /// blueprint out of quarantine.
+    pub fn withheld(&self, approved: &BTreeSet<BlueprintId>) -> BTreeMap<BlueprintId, Withheld> {
+        let reason = |blueprint: &Blueprint| match blueprint.clearance() {
+            Clearance::Quarantine => Some(Withheld::QuarantineOnly),
+            Clearance::Approval if !approved.contains(blueprint.id()) => {
+                Some(Withheld::ApprovalRequired)
+            }
+            Clearance::Approval | Clearance::Open => None,
+        };
+        self.iter().filter_map(|one| Some((one.id().clone(), reason(one)?))).collect()
+    }
 }
 
 #[cfg(test)]

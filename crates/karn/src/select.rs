@@ -10,7 +10,7 @@ use leyline::ids::BlueprintId;
 use sha2::{Digest as _, Sha256};
 
 use crate::blueprint::{Blueprint, Clearance, Tier};
-use crate::catalogue::{catalogue, find};
+use crate::catalogue::Catalogue;
 use crate::parameters::{Parameters, ParametersError};
 
 /// How many SAFE templates, in catalogue order, a conservative query chooses from.
@@ -145,32 +145,46 @@ pub enum SelectError {
     },
 }
 
-/// Answers a query.
-///
-/// Approval and quarantine are judged after the choice, not by thinning out the pool: an approval given to one
-/// blueprint must not change what every other context gets.
+/// Answers a query from the compiled-in catalogue.
 ///
 /// # Errors
-/// [`SelectError`] says which rule left nothing, and what to ask instead.
+/// As [`Catalogue::select`].
 pub fn select(query: &Query) -> Result<Selection, SelectError> {
-    if query.allow_adversarial && query.destination == Destination::Production {
-        return Err(SelectError::AdversarialInProduction);
-    }
-    let blueprint = match &query.blueprint {
-        Some(id) => by_id(id, query)?,
-        None => by_context(query)?,
-    };
-    check_clearance(blueprint, query)?;
-    let midpoints = query.blueprint.is_none() && query.parameters.is_empty();
-    let parameters = if midpoints { blueprint.midpoints() } else { query.parameters.clone() };
-    blueprint.check(&parameters)?;
-    Ok(Selection { blueprint, parameters, caution: query.caution })
+    Catalogue::built_in().select(query)
 }
 
-fn by_id(id: &BlueprintId, query: &Query) -> Result<&'static Blueprint, SelectError> {
+impl Catalogue {
+    /// Answers a query.
+    ///
+    /// Approval and quarantine are judged after the choice, not by thinning out the pool: an approval given to one
+    /// blueprint must not change what every other context gets.
+    ///
+    /// # Errors
+    /// [`SelectError`] says which rule left nothing, and what to ask instead.
+    pub fn select(&self, query: &Query) -> Result<Selection, SelectError> {
+        if query.allow_adversarial && query.destination == Destination::Production {
+            return Err(SelectError::AdversarialInProduction);
+        }
+        let blueprint = match &query.blueprint {
+            Some(id) => by_id(self, id, query)?,
+            None => by_context(self, query)?,
+        };
+        check_clearance(blueprint, query)?;
+        let midpoints = query.blueprint.is_none() && query.parameters.is_empty();
+        let parameters = if midpoints { blueprint.midpoints() } else { query.parameters.clone() };
+        blueprint.check(&parameters)?;
+        Ok(Selection { blueprint, parameters, caution: query.caution })
+    }
+}
+
+fn by_id(
+    catalogue: &Catalogue,
+    id: &BlueprintId,
+    query: &Query,
+) -> Result<&'static Blueprint, SelectError> {
     let blueprint = id.clone();
-    let Some(found) = find(id) else {
-        let (first, last) = ends(catalogue().iter());
+    let Some(found) = catalogue.find(id) else {
+        let (first, last) = ends(catalogue.iter());
         return Err(SelectError::Unknown { blueprint, first, last });
     };
     if let Some(wanted) = query.tier.filter(|&tier| tier != found.tier()) {
@@ -179,22 +193,23 @@ fn by_id(id: &BlueprintId, query: &Query) -> Result<&'static Blueprint, SelectEr
     if found.tier() == Tier::HighRisk && !query.allow_adversarial {
         return Err(SelectError::AdversarialNotAllowed { blueprint });
     }
-    if query.caution == Caution::Conservative && !conservative().any(|safe| safe == found) {
-        let (first, last) = ends(conservative());
+    if query.caution == Caution::Conservative && !conservative(catalogue).any(|safe| safe == found)
+    {
+        let (first, last) = ends(conservative(catalogue));
         return Err(SelectError::NotConservative { blueprint, first, last });
     }
     Ok(found)
 }
 
-fn by_context(query: &Query) -> Result<&'static Blueprint, SelectError> {
+fn by_context(catalogue: &Catalogue, query: &Query) -> Result<&'static Blueprint, SelectError> {
     let fits = |blueprint: &&Blueprint| {
         query.tier.is_none_or(|tier| tier == blueprint.tier())
             && (query.allow_adversarial || blueprint.tier() != Tier::HighRisk)
     };
     // Both are in catalogue order, which is the order of the ids.
     let pool: Vec<_> = match query.caution {
-        Caution::Normal => catalogue().iter().filter(fits).collect(),
-        Caution::Conservative => conservative().filter(fits).collect(),
+        Caution::Normal => catalogue.iter().filter(fits).collect(),
+        Caution::Conservative => conservative(catalogue).filter(fits).collect(),
     };
     if pool.is_empty() {
         return Err(SelectError::NothingLeft {
@@ -221,8 +236,8 @@ fn check_clearance(blueprint: &Blueprint, query: &Query) -> Result<(), SelectErr
     }
 }
 
-fn conservative() -> impl Iterator<Item = &'static Blueprint> {
-    let safe = catalogue().iter().filter(|blueprint| blueprint.tier() == Tier::Safe);
+fn conservative(catalogue: &Catalogue) -> impl Iterator<Item = &'static Blueprint> {
+    let safe = catalogue.iter().filter(|blueprint| blueprint.tier() == Tier::Safe);
     safe.take(CONSERVATIVE_POOL_MAX)
 }
 

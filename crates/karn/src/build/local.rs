@@ -236,7 +236,7 @@ pub(super) fn hierarchical_attention(
     let mut parts = Vec::with_capacity(levels);
     for level in 0..levels {
         let pool = |side: usize| Side::pool(side, side.div_ceil(1 << level));
-        let coarse = sketch.resize(map, &pool(height), &pool(width))?;
+        let coarse = sketch.resize(map, pool(height), pool(width))?;
         let coarse = sketch.map_as_tokens(coarse)?;
         let init = kernel::Init::Normal { mean: 0.0, deviation: 0.02 };
         let mark = sketch.graph.parameter(&format!("level{level}"), &[channels], init)?;

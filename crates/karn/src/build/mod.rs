@@ -18,10 +18,11 @@ mod stress;
 mod transformer;
 mod view;
 
-use kernel::{Graph, GraphError};
+use kernel::{Cost, Graph, GraphError};
 use leyline::ids::BlueprintId;
 
 use crate::blueprint::{Blueprint, Tier};
+use crate::manifest::{self, DrawError};
 use crate::parameters::{Parameters, ParametersError};
 use crate::site::Site;
 use sketch::Sketch;
@@ -70,10 +71,78 @@ pub enum BuildError {
         /// Which operator refused, and why.
         source: Box<GraphError>,
     },
+    /// A user's blueprint does not suit the site.
+    #[error("blueprint {blueprint} cannot be built for {site}")]
+    Manifest {
+        /// The blueprint.
+        blueprint: BlueprintId,
+        /// The site asked for.
+        site: Site,
+        /// Which node refused, and why.
+        source: Box<DrawError>,
+    },
+    /// The site makes the graph too large.
+    #[error(
+        "blueprint {blueprint} cannot be built for {site}: {what} would have {found} numbers; at most {limit} may be. Attach it where the activation is smaller"
+    )]
+    TooLarge {
+        /// The blueprint.
+        blueprint: BlueprintId,
+        /// The site asked for.
+        site: Site,
+        /// What is too large.
+        what: &'static str,
+        /// Its numbers.
+        found: usize,
+        /// The bound.
+        limit: usize,
+    },
+}
+
+/// Most numbers in one sample of a site's activation: one million.
+pub const SITE_LEN_MAX: usize = 1 << 20;
+/// Most numbers in one tensor of a graph for [`BATCH`] samples: 256 MiB.
+pub const TENSOR_LEN_MAX: usize = 1 << 26;
+/// Most numbers in all parameters of a graph, so that they fit into an artifact beside its manifest: 192 MiB.
+pub const WEIGHTS_MAX: usize = 48 << 20;
+
+impl BuildError {
+    /// Line of the manifest at fault, for a user's blueprint.
+    pub(crate) fn line(&self) -> usize {
+        match self {
+            Self::Manifest { source, .. } => source.line(),
+            Self::Parameters(_)
+            | Self::NotYetBuilt { .. }
+            | Self::Stressor { .. }
+            | Self::Site { .. }
+            | Self::TooLarge { .. } => 1,
+        }
+    }
+
+    /// The error and its cause on one line.
+    pub fn full_text(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+}
+
+/// Whether a blueprint fits a site, without building anything of its size: shapes only. What it would cost, for
+/// [`BATCH`] samples.
+///
+/// # Errors
+/// [`BuildError`], which says with operator, input and expected shapes what does not fit.
+pub fn check(
+    blueprint: &Blueprint,
+    parameters: &Parameters,
+    site: &Site,
+) -> Result<Cost, BuildError> {
+    build(blueprint, parameters, site).map(|graph| Cost::of(&graph))
 }
 
 /// Builds the graph of a blueprint for a site: one input [`INPUT`], one output [`OUTPUT`] of the same shape, for
-/// [`BATCH`] samples. The same arguments give the same graph, byte for byte.
+/// [`BATCH`] samples. The same arguments give the same graph, byte for byte. A graph holds shapes, not weights.
 ///
 /// # Errors
 /// [`BuildError`]; parameters are checked before anything is built.
@@ -86,6 +155,38 @@ pub fn build(
     let (id, name) = (blueprint.id(), blueprint.name());
     if blueprint.tier() == Tier::HighRisk {
         return Err(BuildError::Stressor { blueprint: id.clone(), name });
+    }
+    let too_large = |what, found, limit| BuildError::TooLarge {
+        blueprint: id.clone(),
+        site: *site,
+        what,
+        found,
+        limit,
+    };
+    let sizes = site.shape(1);
+    let len = sizes.iter().fold(1_usize, |len, &size| len.saturating_mul(size));
+    if len > SITE_LEN_MAX {
+        return Err(too_large("one sample", len, SITE_LEN_MAX));
+    }
+    let graph = draw(blueprint, parameters, site)?;
+    let weights = graph.parameter_count();
+    if weights > WEIGHTS_MAX {
+        return Err(too_large("its parameters", weights, WEIGHTS_MAX));
+    }
+    let largest = graph.nodes().iter().map(|node| node.shape().iter().product()).max();
+    match largest {
+        Some(len) if len > TENSOR_LEN_MAX => Err(too_large("one tensor", len, TENSOR_LEN_MAX)),
+        _ => Ok(graph),
+    }
+}
+
+fn draw(blueprint: &Blueprint, parameters: &Parameters, site: &Site) -> Result<Graph, BuildError> {
+    let (id, name) = (blueprint.id(), blueprint.name());
+    if let Some(manifest) = blueprint.manifest() {
+        return manifest::draw(manifest, parameters, site).map_err(|source| {
+            let (blueprint, site, source) = (id.clone(), *site, Box::new(source));
+            BuildError::Manifest { blueprint, site, source }
+        });
     }
     let Some(draw) = drawing(id.as_str()) else {
         return Err(BuildError::NotYetBuilt { blueprint: id.clone(), name });
@@ -114,7 +215,7 @@ fn draw_on(
 
 /// Whether the template has a graph.
 pub(crate) fn is_drawn(blueprint: &Blueprint) -> bool {
-    drawing(blueprint.id().as_str()).is_some()
+    blueprint.manifest().is_some() || drawing(blueprint.id().as_str()).is_some()
 }
 
 /// Adds a template's nodes to a sketch and returns the one that takes the input's place.

@@ -16,12 +16,12 @@ pub(super) fn adaptive_pooling(sketch: &mut Sketch, x: NodeId, parameters: &Para
     let map = sketch.as_map(x)?;
     let [channels, height, width] = sketch.sides(map);
     let [rows, columns] = [height, width].map(|side| if side > 1 { bins } else { 1 });
-    let pooled = sketch.resize(map, &Side::pool(height, rows), &Side::pool(width, columns))?;
+    let pooled = sketch.resize(map, Side::pool(height, rows), Side::pool(width, columns))?;
     let hidden = sketch.conv(pooled, "inner", Window::point(channels), Start::Hidden)?;
     let hidden = sketch.graph.silu(hidden)?;
     let weights = sketch.graph.parameter("bins", &[channels, rows, columns], Init::ONES)?;
     let hidden = sketch.graph.mul(hidden, weights)?;
-    let back = sketch.resize(hidden, &Side::unpool(height, rows), &Side::unpool(width, columns))?;
+    let back = sketch.resize(hidden, Side::unpool(height, rows), Side::unpool(width, columns))?;
     let branch = sketch.conv(back, "project", Window::point(channels), Start::Zero)?;
     let branch = sketch.restore(branch)?;
     sketch.graph.add(x, branch)
@@ -51,7 +51,7 @@ pub(super) fn feature_pyramid(sketch: &mut Sketch, x: NodeId, parameters: &Param
                     (sketch.sides(coarse), sketch.sides(lateral));
                 let down = Side::nearest(from_rows, rows);
                 let right = Side::nearest(from_columns, columns);
-                let coarse = sketch.resize(coarse, &down, &right)?;
+                let coarse = sketch.resize(coarse, down, right)?;
                 sketch.graph.add(lateral, coarse)?
             }
         });

@@ -1,7 +1,7 @@
 //! Further views of an activation: positions as tokens, samples as rows, maps of another size, neighbourhoods.
 
 use kernel::op::Conv;
-use kernel::{NodeId, Tensor};
+use kernel::{GraphError, NodeId, Tensor};
 
 use super::sketch::{Built, Sketch, Start};
 use crate::site::{MapSize, Site};
@@ -92,7 +92,7 @@ impl Sketch {
     }
 
     /// A map of another height and width, each side changed by a matrix `[new side, old side]`.
-    pub(super) fn resize(&mut self, map: NodeId, rows: &Side, columns: &Side) -> Built {
+    pub(super) fn resize(&mut self, map: NodeId, rows: Side, columns: Side) -> Built {
         let mut map = map;
         if !columns.is_identity() {
             let matrix = self.graph.constant(columns.matrix()?)?;
@@ -131,56 +131,66 @@ impl Sketch {
     }
 }
 
-/// How one side of a map is brought to another size: row `i` says what position `i` of the new side is made of.
+/// Longest side that is brought to another size by a matrix.
+const SIDE_MAX: usize = 1024;
+
+/// How one side of a map is brought to another size.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Side {
-    rows: Vec<Vec<f32>>,
+    way: Way,
+    old: usize,
+    new: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Pool,
+    Unpool,
+    Nearest,
 }
 
 impl Side {
     /// Adaptive average pooling to `bins`: bin `i` of `b` is the mean of positions `floor(i s / b)` to below
     /// `ceil((i + 1) s / b)` of `s`, which repeats positions where there are more bins than positions.
-    pub(super) fn pool(side: usize, bins: usize) -> Self {
-        let row = |bin: usize| {
-            let (start, end) = (bin * side / bins, ((bin + 1) * side).div_ceil(bins));
-            let share = 1.0 / (end - start) as f32;
-            (0..side).map(|at| if (start..end).contains(&at) { share } else { 0.0 }).collect()
-        };
-        Self { rows: (0..bins).map(row).collect() }
+    pub(super) const fn pool(side: usize, bins: usize) -> Self {
+        Self { way: Way::Pool, old: side, new: bins }
     }
 
     /// The way back from [`Side::pool`]: each position is the mean of the bins it went into.
-    pub(super) fn unpool(side: usize, bins: usize) -> Self {
-        let pool = Self::pool(side, bins);
-        let row = |at: usize| {
-            let holds = |bin: &Vec<f32>| bin[at] > 0.0;
-            let share = 1.0 / pool.rows.iter().filter(|bin| holds(bin)).count() as f32;
-            pool.rows.iter().map(|bin| if holds(bin) { share } else { 0.0 }).collect()
-        };
-        Self { rows: (0..side).map(row).collect() }
+    pub(super) const fn unpool(side: usize, bins: usize) -> Self {
+        Self { way: Way::Unpool, old: bins, new: side }
     }
 
     /// Each position of the larger side repeats the one of the smaller side it lies over.
-    pub(super) fn nearest(small: usize, large: usize) -> Self {
-        let row = |at: usize| {
-            (0..small).map(|from| if at * small / large == from { 1.0 } else { 0.0 }).collect()
-        };
-        Self { rows: (0..large).map(row).collect() }
+    pub(super) const fn nearest(small: usize, large: usize) -> Self {
+        Self { way: Way::Nearest, old: small, new: large }
     }
 
-    fn is_identity(&self) -> bool {
-        let is_own = |(at, row): (usize, &Vec<f32>)| {
-            row.len() == self.rows.len()
-                && row
-                    .iter()
-                    .enumerate()
-                    .all(|(from, &share)| share == f32::from(u8::from(from == at)))
-        };
-        self.rows.iter().enumerate().all(is_own)
+    const fn is_identity(self) -> bool {
+        self.old == self.new
     }
 
-    fn matrix(&self) -> Result<Tensor, kernel::GraphError> {
-        let columns = self.rows.first().map_or(0, Vec::len);
-        Tensor::new([self.rows.len(), columns], self.rows.concat())
+    /// What position `at` of the new side is made of: a share of each position of the old one.
+    fn row(self, at: usize) -> Vec<f32> {
+        let Self { way, old, new } = self;
+        let is_part = |from: usize| match way {
+            Way::Pool => (at * old / new..((at + 1) * old).div_ceil(new)).contains(&from),
+            Way::Unpool => (from * new / old..((from + 1) * new).div_ceil(old)).contains(&at),
+            Way::Nearest => at * old / new == from,
+        };
+        let share = 1.0 / (0..old).filter(|&from| is_part(from)).count() as f32;
+        (0..old).map(|from| if is_part(from) { share } else { 0.0 }).collect()
+    }
+
+    /// `[new side, old side]`
+    fn matrix(self) -> Result<Tensor, GraphError> {
+        let shape = [self.new, self.old];
+        if shape.iter().any(|&side| side > SIDE_MAX) {
+            let expected = format!("sides of at most {SIDE_MAX} positions");
+            let shapes = vec![shape.to_vec()];
+            return Err(GraphError::Shape { operator: "resize", shapes, expected });
+        }
+        Tensor::new(shape, (0..self.new).flat_map(|at| self.row(at)).collect())
     }
 }
 
@@ -191,20 +201,27 @@ mod tests {
     #[test]
     fn adaptive_pooling_is_that_of_pytorch() {
         // torch.nn.functional.adaptive_avg_pool1d of 0, 1, 2, 3, 4 to 3 bins gives 0.5, 2, 3.5.
-        let pooled: Vec<f32> = Side::pool(5, 3)
-            .rows
-            .iter()
-            .map(|row| row.iter().zip(0..).map(|(share, value)| share * value as f32).sum())
-            .collect();
-        assert_eq!(pooled, [0.5, 2.0, 3.5]);
+        let values = [0.0, 1.0, 2.0, 3.0, 4.0];
+        let mean = |bin: usize| {
+            let row = Side::pool(5, 3).row(bin);
+            row.iter().zip(values).map(|(share, value)| share * value).sum::<f32>()
+        };
+        assert_eq!([0, 1, 2].map(mean), [0.5, 2.0, 3.5]);
         assert!(Side::pool(4, 4).is_identity() && Side::unpool(4, 4).is_identity());
-        assert_eq!(Side::pool(2, 4).rows, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]);
-        assert_eq!(Side::unpool(2, 4).rows, [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]);
+        let wide = [0, 1, 2, 3].map(|at| Side::pool(2, 4).row(at));
+        assert_eq!(wide, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]);
+        let back = [0, 1].map(|at| Side::unpool(2, 4).row(at));
+        assert_eq!(back, [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]);
+    }
+
+    #[test]
+    fn a_side_too_long_is_refused_before_its_matrix_is_made() {
+        assert!(matches!(Side::pool(1 << 40, 1 << 39).matrix(), Err(GraphError::Shape { .. })));
     }
 
     #[test]
     fn a_position_repeats_the_one_it_lies_over() {
-        let rows = Side::nearest(2, 3).rows;
+        let rows = [0, 1, 2].map(|at| Side::nearest(2, 3).row(at));
         assert_eq!(rows, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]);
     }
 }
