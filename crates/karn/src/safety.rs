@@ -1,6 +1,7 @@
 //! The safety sheet derived from a blueprint's own record, for blueprints nobody has examined.
 
 use leyline::wire;
+use serde::Serialize;
 
 use crate::blueprint::{Blueprint, Tier};
 
@@ -11,19 +12,57 @@ const HIGH_RISK: f32 = 0.60;
 /// Risk at which a blueprint is MEDIUM.
 const MEDIUM_RISK: f32 = 0.30;
 
-/// How dangerous a blueprint is and how it must be handled.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// How dangerous a blueprint is and how it must be handled. As JSON its fields are words: `{"risk": 0.75, "hazard":
+/// "high", "handling": "restricted", "resource": "mixed", "provenance": "heuristic"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct SafetySheet {
     /// Risk from 0 to 1, with the surcharges of tier and quarantine.
     pub risk: f32,
     /// Band of that risk.
+    #[serde(serialize_with = "words::hazard")]
     pub hazard: wire::HazardBand,
     /// How it must be handled.
+    #[serde(serialize_with = "words::handling")]
     pub handling: wire::HandlingClass,
     /// Which resource it needs most.
+    #[serde(serialize_with = "words::resource")]
     pub resource: wire::ResourceProfile,
     /// Where the sheet comes from: always the heuristic here.
+    #[serde(serialize_with = "words::provenance")]
     pub provenance: wire::Provenance,
+}
+
+/// The words of a sheet.
+mod words {
+    use leyline::wire::{HandlingClass, HazardBand, Provenance, ResourceProfile};
+    use serde::Serializer;
+
+    /// The contract's name without the name of its kind, in lower case.
+    fn word<S: Serializer>(name: &str, kind: &str, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(&name.strip_prefix(kind).unwrap_or(name).to_ascii_lowercase())
+    }
+
+    pub(super) fn hazard<S: Serializer>(value: &HazardBand, out: S) -> Result<S::Ok, S::Error> {
+        word(value.as_str_name(), "HAZARD_BAND_", out)
+    }
+
+    pub(super) fn handling<S: Serializer>(
+        value: &HandlingClass,
+        out: S,
+    ) -> Result<S::Ok, S::Error> {
+        word(value.as_str_name(), "HANDLING_CLASS_", out)
+    }
+
+    pub(super) fn resource<S: Serializer>(
+        value: &ResourceProfile,
+        out: S,
+    ) -> Result<S::Ok, S::Error> {
+        word(value.as_str_name(), "RESOURCE_PROFILE_", out)
+    }
+
+    pub(super) fn provenance<S: Serializer>(value: &Provenance, out: S) -> Result<S::Ok, S::Error> {
+        word(value.as_str_name(), "PROVENANCE_", out)
+    }
 }
 
 /// Derives the sheet of a blueprint from its record. Without a hint the resource profile is "mixed".

@@ -146,6 +146,14 @@ impl SeedManager {
         if from != Stage::Dormant {
             return Err(refused(Refused::NoEdge { from, to: Stage::Germinated }));
         }
+        if let Some(&reason) = self.config.withheld.get(&graft.blueprint) {
+            let blueprint = graft.blueprint;
+            let event = Event::warning("germination_withheld")
+                .with("blueprint_id", blueprint.as_str())
+                .with("reason", reason);
+            self.note(target, event);
+            return Err(CommandError::Withheld { blueprint, reason });
+        }
         // G0 first: a command that could never germinate says nothing about the kernel service.
         let candidate = Evidence {
             blueprint: Some(graft.blueprint.clone()),

@@ -1,6 +1,9 @@
 //! Settings of the seed manager.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use leyline::ids::BlueprintId;
 
 use crate::blend::{BlendMode, Ramp};
 use crate::breaker::BreakerConfig;
@@ -23,6 +26,9 @@ pub struct Config {
     pub kernel_breaker: BreakerConfig,
     /// For gradient isolation.
     pub isolation_breaker: BreakerConfig,
+    /// Blueprints that no command may germinate, with the stable name of the reason: those that need an approval
+    /// nobody gave, and those that run in quarantine only. Empty: whoever wires this has no catalogue.
+    pub withheld: BTreeMap<BlueprintId, &'static str>,
 }
 
 impl Default for Config {
@@ -35,6 +41,7 @@ impl Default for Config {
             fetch_deadline: Duration::from_secs(180),
             kernel_breaker: BreakerConfig::KERNEL,
             isolation_breaker: BreakerConfig::ISOLATION,
+            withheld: BTreeMap::new(),
         }
     }
 }

@@ -50,6 +50,16 @@ pub enum CommandError {
         /// The operation.
         operation: &'static str,
     },
+    /// The blueprint may not be germinated here: nobody approved it, or it runs in quarantine only.
+    #[error(
+        "withheld: blueprint {blueprint} may not be germinated ({reason}); have it approved with KARN_APPROVALS, or name another"
+    )]
+    Withheld {
+        /// The blueprint.
+        blueprint: BlueprintId,
+        /// `approval_required` or `quarantine_only`.
+        reason: &'static str,
+    },
     /// Fetching is suspended after repeated failures.
     #[error("breaker_denied: kernel {blueprint} is not fetched while the kernel breaker is open")]
     BreakerDenied {

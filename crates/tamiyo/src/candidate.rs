@@ -5,6 +5,7 @@ use leyline::Stage;
 use leyline::ids::{BlueprintId, SeedId};
 use leyline::wire::{SeedState, SystemStatePacket};
 
+use crate::config::Config;
 use crate::context::{Candidates, Context};
 use crate::memory::RunMemory;
 use crate::signals::ACTIVATION_VARIANCE;
@@ -40,7 +41,7 @@ pub(crate) fn choose(
     state: &SystemStatePacket,
     run: &RunMemory,
     context: &Context,
-    weights: &Weights,
+    (config, weights): (&Config, &Weights),
 ) -> Result<Choice, NoChoice> {
     let dormant = |seed: &SeedState| Stage::try_from(seed.stage) == Ok(Stage::Dormant);
     let mut best: Option<Choice> = None;
@@ -48,7 +49,9 @@ pub(crate) fn choose(
     for (seed_index, seed) in state.seed_states.iter().enumerate().filter(|(_, s)| dormant(s)) {
         none = NoChoice::NoBlueprint;
         let id = SeedId::from(seed.seed_id.as_str());
-        let Some((blueprint, blueprint_score)) = blueprint_for(&id, run, context, weights) else {
+        let Some((blueprint, blueprint_score)) =
+            blueprint_for(&id, run, context, (config, weights))
+        else {
             continue;
         };
         let culls = run.slots.get(&id).map_or(0, |slot| slot.culled.len());
@@ -68,17 +71,18 @@ fn blueprint_for(
     slot: &SeedId,
     run: &RunMemory,
     context: &Context,
-    weights: &Weights,
+    (config, weights): (&Config, &Weights),
 ) -> Option<(&'static Blueprint, f32)> {
     let culled = |id: &BlueprintId| {
         run.slots.get(slot).is_some_and(|memory| memory.culled.contains(id))
             || context.culled.iter().any(|(seed, blueprint)| seed == slot && blueprint == id)
     };
     let mut best: Option<(&'static Blueprint, f32)> = None;
-    for (index, blueprint) in karn::catalogue().iter().enumerate() {
+    for (index, blueprint) in config.catalogue.iter().enumerate() {
         let id = blueprint.id();
         let Some(preference) = preference(&context.candidates, slot, id) else { continue };
-        if !blueprint.autonomous() || culled(id) {
+        let is_withheld = blueprint.approval_required() && !config.approved.contains(id);
+        if !blueprint.autonomous() || is_withheld || culled(id) {
             continue;
         }
         let features = candidate_features(blueprint, preference);

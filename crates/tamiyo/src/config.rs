@@ -1,7 +1,11 @@
 //! Settings of the policy. A plain struct: reading it from the environment is `weatherlight`'s.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use karn::Catalogue;
+use leyline::ids::BlueprintId;
 
 /// Settings of one policy and its workers. Defaults stand beside each field.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +23,10 @@ pub struct Config {
     pub command_deadline: Duration,
     /// 32 runs: what is remembered of more is forgotten, the longest unseen run first.
     pub runs_max: usize,
+    /// The blueprints that may be chosen from: ours, and those that users brought.
+    pub catalogue: Catalogue,
+    /// `KARN_APPROVALS`, none: blueprints that somebody approved. What needs an approval and has none is not chosen.
+    pub approved: BTreeSet<BlueprintId>,
     /// When to grow and when to keep; the numbers of the built-in policy.
     pub growth: Growth,
     /// Blending asked for with every germination.
@@ -312,6 +320,8 @@ impl Config {
             operator: Operator::Normal,
             command_deadline: Duration::from_secs(5),
             runs_max: 32,
+            catalogue: Catalogue::built_in(),
+            approved: BTreeSet::new(),
             growth: Growth::default(),
             blend: Blend::default(),
             limits: Limits::default(),

@@ -53,7 +53,12 @@ impl Candidates {
     /// residual blocks and gates, which change the least where they know nothing yet. Blueprints
     /// without a trainable number come last. Builds graphs: call it once per run.
     pub fn for_site(site: &karn::Site) -> Vec<BlueprintId> {
-        let mut ranked: Vec<(bool, f32, BlueprintId)> = karn::catalogue()
+        Self::of(&karn::Catalogue::built_in(), site)
+    }
+
+    /// The same of another catalogue.
+    pub fn of(catalogue: &karn::Catalogue, site: &karn::Site) -> Vec<BlueprintId> {
+        let mut ranked: Vec<(bool, f32, BlueprintId)> = catalogue
             .iter()
             .filter(|blueprint| blueprint.autonomous())
             .filter_map(|blueprint| {

@@ -80,6 +80,11 @@ impl Policy {
         Self { config, live, keyring, operator, runs, breakers, decisions: 0 }
     }
 
+    /// The blueprints it chooses from.
+    pub fn catalogue(&self) -> &karn::Catalogue {
+        &self.config.catalogue
+    }
+
     /// The policy in force, for others who want to look at it or swap it.
     pub fn live(&self) -> &LivePolicy {
         &self.live
@@ -232,7 +237,7 @@ impl Policy {
         if context.horizon == Horizon::Short {
             return nothing(Reason::HorizonShort);
         }
-        match candidate::choose(state, run, context, weights) {
+        match candidate::choose(state, run, context, (&self.config, weights)) {
             Ok(choice) => Proposal {
                 action: Action::Germinate,
                 reason: Reason::Plateau,

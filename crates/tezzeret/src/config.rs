@@ -16,6 +16,8 @@ pub struct Config {
     /// `vector[32]`: the activation at the host's slots, for which default artifacts are built. With another one every
     /// default artifact is built anew.
     pub site: Site,
+    /// Ours alone: the blueprints that are compiled and may be ordered. Whoever reads users' manifests adds theirs.
+    pub catalogue: Catalogue,
     /// 0: number from which all starting weights follow. Another one gives other artifacts.
     pub seed: u64,
     /// 2: jobs at a time (one in conservative mode). Each keeps one core busy that training could use.
@@ -55,6 +57,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             site: Site::Vector { features: 32 },
+            catalogue: Catalogue::built_in(),
             seed: 0,
             jobs_max: 2,
             deadline: Duration::from_secs(60),

@@ -55,7 +55,8 @@ impl Job {
         &self.site
     }
 
-    /// What makes two jobs the same: blueprint, parameters, site, and the engine with its seed number.
+    /// What makes two jobs the same: blueprint, parameters, site, and the engine with its seed number and, for a
+    /// user's blueprint, the digest of its manifest.
     pub fn key(&self) -> JobKey {
         JobKey {
             blueprint: self.blueprint.id().clone(),

@@ -1,6 +1,6 @@
 //! A run that is ready to be wired: settings checked, data read and divided, sizes known.
 
-use karn::Site;
+use karn::{Catalogue, Site};
 use kasmina::{Limits, Ramp};
 use tamiyo::{Candidates, Timing};
 
@@ -51,8 +51,8 @@ impl Prepared {
     }
 
     /// What the policy may propose. Builds graphs: call it once per run.
-    pub fn candidates(&self) -> Candidates {
-        Candidates::Listed(Candidates::for_site(&self.site()))
+    pub fn candidates(&self, catalogue: &Catalogue) -> Candidates {
+        Candidates::Listed(Candidates::of(catalogue, &self.site()))
     }
 
     /// The policy's settings for a run that can be repeated: rules on measured times report and change nothing, and a

@@ -6,6 +6,7 @@
 //! configuration), [`cli`] (the commands).
 
 pub mod bench;
+pub mod blueprints;
 pub mod cli;
 pub mod client;
 pub mod codes;

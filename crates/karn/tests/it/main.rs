@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
 
 mod computed;
+mod docs;
 mod graphs;
 mod pytorch;
+mod manifests;
 mod selection;
 mod spirals;
 mod stress;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kasmina::{CommandError, Effect, FetchFailure, Rejection};
+use kasmina::{CommandError, Config, Effect, FetchFailure, Rejection};
 use leyline::Stage;
 use leyline::wire::adaptation_command::Payload;
 use leyline::wire::{
@@ -10,7 +10,7 @@ use leyline::wire::{
     SeedOperation, TelemetryLevel,
 };
 
-use crate::rig::{Rig, operation, rig};
+use crate::rig::{Rig, operation, rig, rig_with};
 
 #[test]
 fn a_rejected_command_does_nothing_and_is_an_error_event() {
@@ -105,6 +105,26 @@ fn the_optimiser_is_adjusted_by_the_trainer() {
     let effects = rig.apply(CommandType::CommandOptimizer, Some(payload), |_| {}).unwrap();
     assert!(matches!(&effects[..], [Effect::AdjustOptimizer(found)] if *found == adjustment));
     assert_eq!(rig.events(), [("optimizer_adjust".to_owned(), TelemetryLevel::Info)]);
+}
+
+#[test]
+fn what_nobody_approved_or_is_quarantined_is_never_germinated() {
+    let withheld = [("BP036", "approval_required"), ("BP045", "quarantine_only")];
+    let config = Config {
+        withheld: withheld.map(|(id, reason)| (id.into(), reason)).into(),
+        ..Config::default()
+    };
+    let mut rig = rig_with(config, 8);
+    for (id, reason) in withheld {
+        let payload = operation(SeedOperation::SeedOpGerminate, id);
+        let error = rig.apply(CommandType::CommandSeed, Some(payload), |_| {}).unwrap_err();
+        assert_eq!(error, CommandError::Withheld { blueprint: id.into(), reason });
+        assert!(error.to_string().contains("KARN_APPROVALS"), "{error}");
+        assert_eq!(rig.stage(), Stage::Dormant);
+        let events = rig.events();
+        assert!(events.contains(&("germination_withheld".to_owned(), TelemetryLevel::Warning)));
+    }
+    rig.germinate();
 }
 
 fn breaker(state: CircuitBreakerState) -> Option<Payload> {

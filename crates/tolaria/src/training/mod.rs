@@ -118,7 +118,7 @@ impl Training {
             let shape = vec![config.width];
             manager.register_slot(kasmina::Slot { seed: seed.clone(), layer_depth: 1, shape })?;
         }
-        let candidates = prepared.candidates();
+        let candidates = prepared.candidates(policy.catalogue());
         let checkpoints = match &config.checkpoints {
             Some(directory) => Some(
                 Checkpointer::start(directory.clone())

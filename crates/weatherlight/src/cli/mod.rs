@@ -5,6 +5,7 @@
 
 mod asking;
 mod bench;
+mod blueprints;
 mod bundle;
 mod bus;
 mod bus_bench;
@@ -172,6 +173,9 @@ pub enum Command {
     /// List the kernels of the library, or compile some
     #[command(subcommand)]
     Kernels(kernels::Command),
+    /// List the blueprints, show one, check manifests of your own
+    #[command(subcommand)]
+    Blueprints(blueprints::Command),
     /// Look at the message bus: live messages, backlogs
     #[command(subcommand)]
     Bus(bus::Command),
@@ -254,6 +258,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Top(options) => top::run(global, &options),
         Command::Workers(command) => workers::run(global, &command),
         Command::Kernels(command) => kernels::run(global, &command),
+        Command::Blueprints(command) => blueprints::run(global, &command),
         Command::Bus(command) => bus::run(global, &command),
         Command::Dlq(command) => dlq::run(global, &command),
         Command::Bench(options) => bench::run(global, &options),

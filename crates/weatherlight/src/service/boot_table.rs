@@ -262,7 +262,7 @@ fn forge(parts: &Parts) -> Build {
     let parts = parts.clone();
     build(move |context| {
         let forge = tezzeret::Forge {
-            config: wiring::forge_config(&parts.settings),
+            config: parts.blueprints.forge(wiring::forge_config(&parts.settings)),
             library: parts.library.clone(),
             bus: Some(parts.bus.clone()),
             queue_dir: wiring::queue_dir(&parts.settings),

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::emergency::EmergencyPicture;
 use super::live::InForce;
 use super::metrics::AllMetrics;
+use crate::blueprints::{BlueprintFaults, Blueprints};
 use crate::settings::EsperSettings;
 use crate::supervisor::{BootFailure, BusPicture, Exit};
 use crate::wiring;
@@ -32,6 +33,9 @@ pub enum OpenError {
     /// The bus.
     #[error("the message bus does not open")]
     Bus(#[from] BusError),
+    /// The users' blueprints, or the approvals.
+    #[error(transparent)]
+    Blueprints(#[from] BlueprintFaults),
     /// The library's settings. They were checked when they were read.
     #[error("the library's settings cannot be used")]
     LibraryConfig(#[from] urza::ConfigFault),
@@ -55,6 +59,7 @@ impl From<OpenError> for BootFailure {
     fn from(error: OpenError) -> Self {
         let exit = match &error {
             OpenError::NoSecret
+            | OpenError::Blueprints(_)
             | OpenError::LibraryConfig(_)
             | OpenError::Bus(
                 BusError::Config(_)
@@ -77,6 +82,8 @@ impl From<OpenError> for BootFailure {
 pub struct Parts {
     /// The settings in force at the start.
     pub settings: Arc<EsperSettings>,
+    /// The blueprints of this process.
+    pub blueprints: Blueprints,
     /// What may change while the service runs.
     pub live: InForce,
     /// Every crate's metrics.
@@ -169,6 +176,17 @@ pub async fn open_library(
 async fn in_time<T>(what: &'static str, opening: impl Future<Output = T>) -> Result<T, OpenError> {
     let after = STORE_OPEN_TIMEOUT;
     tokio::time::timeout(after, opening).await.map_err(|_| OpenError::TimedOut { what, after })
+}
+
+/// Reads the blueprints that the settings name, and examines those of users.
+///
+/// # Errors
+/// [`OpenError`]; a boot fails with the exit that it demands.
+pub async fn read_blueprints(settings: &Arc<EsperSettings>) -> Result<Blueprints, OpenError> {
+    let settings = Arc::clone(settings);
+    let reading = tokio::task::spawn_blocking(move || Blueprints::load(&settings));
+    let read = in_time("KARN_BLUEPRINT_DIR", reading).await?;
+    Ok(read.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
 }
 
 /// Opens the policies that are kept on disk; damaged ones were moved aside and are reported.

@@ -15,7 +15,9 @@ use super::boot_table::{self, Endpoint};
 use super::emergency::EmergencyPicture;
 use super::live::{self, InForce, Values};
 use super::metrics::AllMetrics;
-use super::parts::{ForgePorts, OpenError, Parts, open_bus, open_library, open_policies};
+use super::parts::{
+    ForgePorts, OpenError, Parts, open_bus, open_library, open_policies, read_blueprints,
+};
 use super::reload::{Keeper, Source};
 use super::trainer::{self, Attachment, TrainerPorts};
 use crate::logging::Logs;
@@ -183,6 +185,7 @@ async fn boot(
         opened: opened_bus,
         opened_library,
     } = foundation;
+    let blueprints = read_blueprints(&settings).await?;
     let tracer = otlp.as_ref().map(Otlp::tracer).unwrap_or_default();
     let bus = open_bus(&settings, live.bus.clone(), &metrics, tracer).await?;
     shown_bus.send_replace(Some(bus.clone()));
@@ -195,6 +198,7 @@ async fn boot(
     let policies = open_policies(wiring::policy_config(&settings)).await?;
     let parts = Parts {
         settings,
+        blueprints,
         live,
         metrics,
         health,
@@ -235,7 +239,8 @@ async fn attach_trainer(parts: &Parts, run: RunId) -> Result<(TrainerPorts, Vec<
         run,
         bus: parts.bus.clone(),
         policies: parts.policies.clone(),
-        policy_config: wiring::policy_config(&parts.settings),
+        policy_config: parts.blueprints.policy(wiring::policy_config(&parts.settings)),
+        blueprints: parts.blueprints.clone(),
         metrics: parts.metrics.clone(),
     };
     Ok(trainer::attach(&parts.settings, keyring, &attachment))

@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::boot_table::{self, BUS, row, stop};
 use super::metrics::AllMetrics;
-use super::parts::{OpenError, open_bus_alone, open_policies};
+use super::parts::{OpenError, open_bus_alone, open_policies, read_blueprints};
 use super::start;
 use super::trainer::{self, Attachment, TrainerPorts};
 use crate::otlp::Otlp;
@@ -79,12 +79,13 @@ async fn boot(
     opened: oneshot::Sender<TrainerPorts>,
 ) -> Result<Vec<Row>, BootFailure> {
     let keyring = wiring::keyring(&settings).ok_or(OpenError::NoSecret)?;
+    let blueprints = read_blueprints(&settings).await?;
     let tracer = otlp.as_ref().map(Otlp::tracer).unwrap_or_default();
     let bus = open_bus_alone(&settings, &metrics, tracer).await?;
     // A receiver that is gone belongs to a run that has ended.
     let _ = opened_bus.send(bus.clone());
     trainer::ensure_groups(&bus, &run).await.map_err(OpenError::from)?;
-    let policy_config = own_policy_config(&settings, &run);
+    let policy_config = blueprints.policy(own_policy_config(&settings, &run));
     let policies = open_policies(policy_config.clone()).await?;
     let mut rows = boot_table::bus_rows(&settings, &bus);
     rows.push(row(
@@ -95,7 +96,7 @@ async fn boot(
         stop::INTAKE,
         boot_table::policy_updates(&bus, &policies, &policy_config.updates, &metrics),
     ));
-    let attachment = Attachment { run, bus, policies, policy_config, metrics };
+    let attachment = Attachment { run, bus, policies, policy_config, blueprints, metrics };
     let (ports, more) = trainer::attach(&settings, keyring, &attachment);
     rows.extend(more);
     rows.extend(otlp.map(|otlp| boot_table::otlp(&settings, otlp)));

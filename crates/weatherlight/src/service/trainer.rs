@@ -9,6 +9,7 @@ use oona::{Bus, BusError, Stream};
 use super::boot_table::{BUS, row, stop};
 use super::metrics::AllMetrics;
 use super::parts::GROUP;
+use crate::blueprints::Blueprints;
 use crate::settings::EsperSettings;
 use crate::supervisor::Criticality::{Critical, Parkable};
 use crate::supervisor::{Build, Row, WorkerError, build};
@@ -49,6 +50,8 @@ pub struct Attachment {
     pub policies: tamiyo::PolicyStore,
     /// Settings of the policy, with this trainer's directories.
     pub policy_config: tamiyo::Config,
+    /// The blueprints of this process.
+    pub blueprints: Blueprints,
     /// Every crate's metrics.
     pub metrics: AllMetrics,
 }
@@ -84,7 +87,7 @@ pub fn attach(
     keyring: Keyring,
     attachment: &Attachment,
 ) -> (TrainerPorts, Vec<Row>) {
-    let Attachment { run, bus, policies, policy_config, metrics } = attachment;
+    let Attachment { run, bus, policies, policy_config, blueprints, metrics } = attachment;
     let (desk, kernels) = PrefetchDesk::new(wiring::prefetch_config(settings));
     let (outbox, outgoing) = tolaria::Outbox::new(&metrics.tolaria);
     let (reports, inbox) = tamiyo::report_queue(&policy_config.reports, &metrics.tamiyo);
@@ -102,7 +105,7 @@ pub fn attach(
         keyring,
         policy: policies.live().clone(),
         policy_config: policy_config.clone(),
-        seed_config: wiring::seed_config(settings),
+        seed_config: blueprints.seeds(wiring::seed_config(settings)),
         metrics: metrics.clone(),
     };
     (ports, rows)

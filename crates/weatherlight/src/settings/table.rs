@@ -222,6 +222,14 @@ settings! {
             Span(Seconds, 1.0, 31_536_000.0), None, Restart,
             "Age beyond which an unused artifact is expired. Unset: never.";
     }
+    "Blueprints" {
+        karn_blueprint_dir: Option<PathBuf> = "KARN_BLUEPRINT_DIR" "karn.blueprint_dir"
+            Path, None, Restart,
+            "Directory of manifests of your own blueprints, `*.toml`, one blueprint each (docs/blueprints.md). Unset: ours alone. A fault in one of them keeps the service from starting.";
+        karn_approvals: Option<String> = "KARN_APPROVALS" "karn.approvals"
+            Text, None, Restart,
+            "Blueprints that may be grown though they need an approval, by id, between commas: `BP036,BP039`. Unset: none.";
+    }
     "Forge" {
         tezzeret_jobs_max: usize = "TEZZERET_JOBS_MAX" "tezzeret.jobs_max"
             Count("jobs", 1, 64), Some("2"), Restart,

@@ -47,6 +47,7 @@ fn train(
     let seed_config = kasmina::Config {
         embargo: ports.seed_config.embargo,
         fetch_deadline: ports.seed_config.fetch_deadline,
+        withheld: ports.seed_config.withheld,
         ..prepared.kasmina_config()
     };
     let manager = SeedManager::new(
