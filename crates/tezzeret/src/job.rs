@@ -123,6 +123,31 @@ mod tests {
     }
 
     #[test]
+    fn the_safety_sheet_stands_beside_the_record() {
+        let sheet = |id: &str| job(id).extras()["safety"].clone();
+        let expected = serde_json::json!({
+            "risk": 0.75_f32, "hazard": "high", "handling": "restricted",
+            "resource": "mixed", "provenance": "heuristic",
+        });
+        assert_eq!(sheet("BP036"), expected);
+        assert_eq!(sheet("BP009")["hazard"], "medium");
+        assert_eq!(sheet("BP038")["handling"], "quarantine");
+    }
+
+    #[test]
+    fn another_manifest_is_another_job() {
+        let text = include_str!("../../../examples/blueprints/bottleneck-adapter.toml");
+        let key = |text: &str| {
+            let manifest = karn::Manifest::parse(text).unwrap();
+            let catalogue = karn::Catalogue::built_in().with(manifest).unwrap();
+            let blueprint = catalogue.find(&"bottleneck-adapter".into()).unwrap();
+            Job::of(blueprint, &Config::default()).key().digest()
+        };
+        assert_eq!(key(text), key(text));
+        assert_ne!(key(text), key(&text.replace("stage = 2", "stage = 3")));
+    }
+
+    #[test]
     fn only_midpoints_at_the_configured_site_are_the_default() {
         let (config, block) = (Config::default(), job("BP009"));
         assert_eq!(block.role(&config), Role::Default);

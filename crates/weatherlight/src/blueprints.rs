@@ -147,8 +147,8 @@ mod tests {
         assert_eq!(read.policy(tamiyo::Config::default()).approved.len(), 2);
         let withheld = read.seeds(kasmina::Config::default()).withheld;
         assert_eq!(withheld.len(), 6 + 8, "{withheld:?}");
-        assert_eq!(withheld[&"BP038".into()], "approval_required");
-        assert_eq!(withheld[&"BP045".into()], "quarantine_only");
+        assert_eq!(withheld[&BlueprintId::from("BP038")], "approval_required");
+        assert_eq!(withheld[&BlueprintId::from("BP045")], "quarantine_only");
     }
 
     #[test]

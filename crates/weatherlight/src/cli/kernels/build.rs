@@ -97,13 +97,16 @@ fn jobs(options: &Options, config: &tezzeret::Config) -> Result<Vec<Job>, Failur
     select(&options.blueprints)?.into_iter().map(job).collect()
 }
 
-fn select(names: &[String]) -> Result<Vec<&'static Blueprint>, Failure> {
+fn select(names: &[String], catalogue: &Catalogue) -> Result<Vec<&'static Blueprint>, Failure> {
     if names.is_empty() {
-        return Ok(karn::catalogue().iter().filter(|blueprint| blueprint.graftable()).collect());
+        return Ok(catalogue.served().collect());
     }
     let find = |name: &String| {
-        karn::find(&BlueprintId::from(name.to_ascii_uppercase())).ok_or_else(|| {
-            Failure::configuration(format!("there is no blueprint {name}; they are BP001 to BP050"))
+        let known = |name: &str| catalogue.find(&BlueprintId::from(name));
+        known(name).or_else(|| known(&name.to_ascii_uppercase())).ok_or_else(|| {
+            Failure::configuration(format!(
+                "there is no blueprint {name}; `weatherlight blueprints list` names them"
+            ))
         })
     };
     names.iter().map(find).collect()
