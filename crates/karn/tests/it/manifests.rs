@@ -209,8 +209,8 @@ fn approvals_free_what_needs_one_and_never_what_is_quarantined() {
     let catalogue = with_examples();
     let none = catalogue.withheld(&BTreeSet::new());
     assert_eq!(none.len(), 7 + 8 + 1);
-    assert_eq!(none[&"BP036".into()], Withheld::ApprovalRequired);
-    assert_eq!(none[&"BP045".into()], Withheld::QuarantineOnly);
+    assert_eq!(none[&BlueprintId::from("BP036")], Withheld::ApprovalRequired);
+    assert_eq!(none[&BlueprintId::from("BP045")], Withheld::QuarantineOnly);
     let all = catalogue.iter().map(|blueprint| blueprint.id().clone()).collect();
     let left = catalogue.withheld(&all);
     assert_eq!(left.len(), 8);
