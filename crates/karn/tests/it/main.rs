@@ -5,8 +5,8 @@
 mod computed;
 mod docs;
 mod graphs;
-mod pytorch;
 mod manifests;
+mod pytorch;
 mod selection;
 mod spirals;
 mod stress;
