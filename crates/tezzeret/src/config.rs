@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use karn::Site;
+use karn::{Catalogue, Site};
 use kernel::Digest;
 
 use crate::strategy::{Budget, Strategy};

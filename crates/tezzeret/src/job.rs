@@ -66,7 +66,12 @@ impl Job {
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect(),
             site: self.site.to_string(),
-            engine: Self::engine(self.seed),
+            engine: match self.blueprint.edition() {
+                None => Self::engine(self.seed),
+                Some(manifest) => {
+                    format!("{}+manifest-{}", Self::engine(self.seed), manifest.to_hex())
+                }
+            },
         }
     }
 
@@ -120,18 +125,6 @@ mod tests {
             assert_ne!(other.weight_seed(), block.weight_seed(), "{other:?}");
             assert_ne!(other.key().digest(), block.key().digest(), "{other:?}");
         }
-    }
-
-    #[test]
-    fn the_safety_sheet_stands_beside_the_record() {
-        let sheet = |id: &str| job(id).extras()["safety"].clone();
-        let expected = serde_json::json!({
-            "risk": 0.75_f32, "hazard": "high", "handling": "restricted",
-            "resource": "mixed", "provenance": "heuristic",
-        });
-        assert_eq!(sheet("BP036"), expected);
-        assert_eq!(sheet("BP009")["hazard"], "medium");
-        assert_eq!(sheet("BP038")["handling"], "quarantine");
     }
 
     #[test]

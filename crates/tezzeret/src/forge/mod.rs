@@ -139,8 +139,7 @@ impl Forge {
     /// # Errors
     /// [`ForgeError`] when it cannot begin; once it works, every fault is met by trying again or by giving up one job.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ForgeError> {
-        let graftable = karn::catalogue().iter().filter(|blueprint| blueprint.graftable());
-        let duty = Duty::List(graftable.collect());
+        let duty = Duty::List(self.config.catalogue.served().collect());
         self.run_with(stop, Arc::new(crate::compile::compile), duty).await
     }
 

@@ -103,7 +103,7 @@ impl Ticket {
     /// The job, as this engine does it: an older engine's ticket is for the newer one's artifact. `None` when the
     /// blueprint, a parameter or the site is no longer what it was.
     pub(crate) fn job(&self, config: &Config) -> Option<Job> {
-        let blueprint = karn::find(&self.blueprint.as_str().into())?;
+        let blueprint = config.catalogue.find(&self.blueprint.as_str().into())?;
         let parameters = self.parameters.iter().map(|(name, value)| (name.as_str(), *value));
         Job::with(blueprint, parameters.collect(), self.site.parse().ok()?, config).ok()
     }

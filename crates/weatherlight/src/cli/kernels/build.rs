@@ -8,7 +8,7 @@ use clap::Args;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use indicatif::{ProgressBar, ProgressStyle};
-use karn::{Blueprint, Site};
+use karn::{Blueprint, Catalogue, Site};
 use leyline::ids::BlueprintId;
 use serde_json::{Value, json};
 use tezzeret::{Brought, Desk, Forge, Handle, How, Job, OrderError, Strategy};
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::failure::Failure;
 use super::super::{block_on, table};
 use super::open;
+use crate::blueprints::Blueprints;
 use crate::service::AllMetrics;
 use crate::settings::EsperSettings;
 use crate::supervisor::{Exit, chain};
@@ -64,7 +65,9 @@ pub(super) fn run(
     options: &Options,
     as_json: bool,
 ) -> Result<u8, Failure> {
-    let mut config = wiring::forge_config(settings);
+    let blueprints =
+        Blueprints::load(settings).map_err(|faults| Failure::configuration(faults.to_string()))?;
+    let mut config = blueprints.forge(wiring::forge_config(settings));
     config.jobs_max = options.jobs.map_or(config.jobs_max, usize::from);
     config.strategy = options.strategy.unwrap_or(config.strategy);
     let jobs = jobs(options, &config)?;
@@ -94,7 +97,7 @@ fn jobs(options: &Options, config: &tezzeret::Config) -> Result<Vec<Job>, Failur
         Job::with(blueprint, parameters, site, config)
             .map_err(|fault| Failure::configuration(fault.to_string()))
     };
-    select(&options.blueprints)?.into_iter().map(job).collect()
+    select(&options.blueprints, &config.catalogue)?.into_iter().map(job).collect()
 }
 
 fn select(names: &[String], catalogue: &Catalogue) -> Result<Vec<&'static Blueprint>, Failure> {
