@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kernel::quarantine::Finding;
 use leyline::ids::BlueprintId;
 
 use crate::isolation;
@@ -119,6 +120,8 @@ pub struct Evidence {
     pub output_ratio: Option<Range>,
     /// Measures of this stage that were no finite number.
     pub not_finite: u32,
+    /// What quarantine found; set only in evidence that comes from there.
+    pub caught: Option<Finding>,
     /// Steps of the alpha ramp that are still to come; 0 outside BLENDING.
     pub ramp_left: u32,
     /// The last interface check in this stage.

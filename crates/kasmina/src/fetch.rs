@@ -1,11 +1,13 @@
 //! What passes between the seed manager and the prefetch coordinator.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::Digest;
 use kernel::artifact::Kernel;
+use kernel::quarantine::Report;
 use leyline::ids::{BlueprintId, RequestId, SeedId};
 use oona::Span;
 
@@ -25,6 +27,8 @@ pub struct FetchOrder {
     pub blueprint: BlueprintId,
     /// What the kernel must take and give: shape at the slot without the batch.
     pub shape: Vec<usize>,
+    /// The blueprint's parameters as commanded; none means its midpoints.
+    pub parameters: BTreeMap<String, f32>,
 }
 
 /// The coordinator's answer to one order.
@@ -61,7 +65,7 @@ pub struct FetchedKernel {
 }
 
 /// Why a kernel could not be had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum FetchFailure {
     /// The library has none, and nobody builds it.
     #[error("missing_artifact")]
@@ -110,6 +114,9 @@ pub enum FetchFailure {
         /// What the opening said.
         detail: String,
     },
+    /// The kernel went into quarantine and stays there: something was found, or no host may see its blueprint.
+    #[error("quarantined: {}", .0.verdict())]
+    Quarantined(Arc<Report>),
     /// The order was given up before an answer came.
     #[error("cancelled")]
     Cancelled,
@@ -143,6 +150,7 @@ impl FetchFailure {
             | Self::GuardMismatch
             | Self::IncompatibleSite
             | Self::OpenFailed { .. }
+            | Self::Quarantined(_)
             | Self::Cancelled => false,
         }
     }

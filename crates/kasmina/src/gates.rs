@@ -1,5 +1,6 @@
 //! The gates G0 to G5: plain functions over evidence.
 
+use kernel::quarantine::Finding;
 use leyline::Gate;
 
 use crate::evidence::{Evidence, Interface, KernelPresence, Validation};
@@ -58,6 +59,12 @@ pub enum GateFailure {
     /// G1
     #[error("gradient isolation violations present")]
     IsolationViolated,
+    /// G1, of a seed in quarantine
+    #[error("caught in quarantine: {0}")]
+    Caught(Finding),
+    /// G1, of a seed in quarantine whose trial found nothing
+    #[error("the blueprint may run in quarantine only")]
+    QuarantineOnly,
     /// G1 and later
     #[error("{0} measures were no finite number")]
     NotFinite(u32),
@@ -156,13 +163,16 @@ fn sanity(evidence: &Evidence) -> Judgement {
 }
 
 /// G1: after its time in isolation the seed's loss is finite, its gradients neither vanished nor
-/// exploded, and the host never felt it.
+/// exploded, and the host never felt it. For a seed in quarantine: nothing was found there.
 fn gradient_health(evidence: &Evidence, limits: &Limits) -> Judgement {
     if evidence.kernel == KernelPresence::Absent {
         return Err(GateFailure::KernelNotAttached.into());
     }
     if evidence.violations > 0 {
         return Err(GateFailure::IsolationViolated.into());
+    }
+    if let Some(finding) = &evidence.caught {
+        return Err(GateFailure::Caught(finding.clone()).into());
     }
     all_finite(evidence)?;
     if let Some(norm) = evidence.gradient_norm.filter(|norm| norm.high > limits.gradient_norm_max) {

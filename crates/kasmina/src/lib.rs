@@ -28,6 +28,7 @@ mod open;
 mod pending;
 mod prefetch;
 mod progress;
+pub mod quarantine;
 mod replies;
 mod seed;
 mod state;

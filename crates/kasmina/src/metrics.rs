@@ -22,6 +22,8 @@ pub(crate) enum FetchOutcome {
     TimedOut,
     /// Something came that may not be attached.
     Unfit,
+    /// It was tried in quarantine and stays there.
+    Quarantined,
 }
 
 /// Why a message of the answer streams was not for a pending request.
@@ -55,6 +57,21 @@ struct FetchLabels {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerdictLabels {
+    verdict: VerdictLabel,
+}
+
+/// `sound`, or one of [`kernel::quarantine::Finding::REASONS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct VerdictLabel(&'static str);
+
+impl EncodeLabelValue for VerdictLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        EncodeLabelValue::encode(&self.0, encoder)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IgnoredLabels {
     reason: Ignored,
 }
@@ -65,6 +82,7 @@ pub struct Metrics {
     seeds: Family<StageLabels, Gauge>,
     fetches: Family<FetchLabels, Counter>,
     ignored: Family<IgnoredLabels, Counter>,
+    verdicts: Family<VerdictLabels, Counter>,
     pub(crate) fetch_seconds: Histogram,
     pub(crate) fetch_last_ms: Gauge<f64, AtomicU64>,
     pub(crate) fetch_retries: Counter,
@@ -83,6 +101,7 @@ impl Metrics {
             seeds: Family::default(),
             fetches: Family::default(),
             ignored: Family::default(),
+            verdicts: Family::default(),
             fetch_seconds: Histogram::new(exponential_buckets(100e-6, 3.0, 12)),
             fetch_last_ms: Gauge::default(),
             fetch_retries: Counter::default(),
@@ -105,6 +124,11 @@ impl Metrics {
             "prefetch_ignored",
             "Answers that were for no pending request",
             m.ignored,
+        );
+        registry.register(
+            "quarantine_verdicts",
+            "Kernels tried in quarantine, by what was found first",
+            m.verdicts,
         );
         registry.register("kernel_fetch_seconds", "Order to kernel in hand", m.fetch_seconds);
         registry.register(
@@ -139,6 +163,15 @@ impl Metrics {
 
     pub(crate) fn ignored(&self, reason: Ignored) {
         self.ignored.get_or_create(&IgnoredLabels { reason }).inc();
+    }
+
+    pub(crate) fn quarantined(&self, verdict: &'static str) {
+        self.verdicts.get_or_create(&VerdictLabels { verdict: VerdictLabel(verdict) }).inc();
+    }
+
+    /// Kernels tried in quarantine with this verdict: `sound`, or the reason of a finding.
+    pub fn quarantined_total(&self, verdict: &'static str) -> u64 {
+        self.verdicts.get_or_create(&VerdictLabels { verdict: VerdictLabel(verdict) }).get()
     }
 
     /// Answers that were not for this trainer's pending requests.

@@ -193,6 +193,7 @@ mod tests {
             seed: "s".into(),
             blueprint: "BP001".into(),
             shape: vec![32],
+            parameters: [].into(),
         }
     }
 

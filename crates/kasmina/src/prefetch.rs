@@ -26,6 +26,7 @@ use crate::fetch::{FetchFailure, FetchOrder, Fetched, FetchedKernel, ORDERS_MAX,
 use crate::metrics::{FetchOutcome, Ignored, Metrics};
 use crate::obtain::Source;
 use crate::pending::{Match, Patience, Table, Verdict};
+use crate::quarantine::{Handling, Trials, handling};
 use crate::replies::{Answer, REPLIES_MAX, Reply};
 use crate::telemetry::SOURCE;
 
@@ -66,6 +67,7 @@ struct State {
     replies: mpsc::Receiver<Reply>,
     results: mpsc::Sender<Fetched>,
     table: Table,
+    trials: Trials,
 }
 
 impl PrefetchDesk {
@@ -79,6 +81,7 @@ impl PrefetchDesk {
             replies: replied,
             results: answers,
             table: Table::new(config.patience),
+            trials: Trials::default(),
         };
         let source = Source::new(config.fetcher);
         let desk = Self { state: Arc::new(Mutex::new(state)), source, replies };
@@ -118,6 +121,7 @@ enum Event {
 enum Progress {
     Published(RequestId, bool),
     Opened(RequestId, Result<FetchedKernel, FetchFailure>, Span, oneshot::Sender<()>),
+    Tried(RequestId, FetchFailure),
 }
 
 type Started = FuturesUnordered<BoxFuture<'static, Progress>>;
@@ -164,12 +168,26 @@ impl Prefetch {
             self.failed(state, &request, FetchFailure::TimedOut);
         }
         for order in state.table.take_due(now) {
+            if handling(&order.blueprint) == Handling::Confined {
+                self.confine(state, started, order);
+                continue;
+            }
             let (bus, run) = (self.bus.clone(), self.run.clone());
             started.push(Box::pin(async move {
                 let sent = publish(&bus, &run, &order).await;
                 Progress::Published(order.request, sent)
             }));
         }
+    }
+
+    /// What no host may see is not asked for: it is built and tried in quarantine, and that is its end.
+    fn confine(&self, state: &mut State, started: &Started, order: FetchOrder) {
+        drop(state.table.opening(&order.request));
+        let (trials, metrics) = (state.trials.clone(), self.metrics.clone());
+        started.push(Box::pin(async move {
+            let failure = trials.confined(&order, &metrics).await;
+            Progress::Tried(order.request, failure)
+        }));
     }
 
     fn replied(&self, state: &mut State, started: &Started, reply: Reply) {
@@ -211,6 +229,7 @@ impl Prefetch {
             step.set("messaging.message.conversation_id", request.as_str());
         }
         let source = self.desk.source.clone();
+        let (trials, metrics) = (state.trials.clone(), self.metrics.clone());
         started.push(Box::pin(async move {
             let began = Instant::now();
             let opening = obtain(source, order, ready, url, ordered);
@@ -219,6 +238,10 @@ impl Prefetch {
                 let detail = format!("opening panicked: {}", oona::panic_text(panic.as_ref()));
                 Err(FetchFailure::OpenFailed { detail })
             });
+            let result = match result {
+                Ok(kernel) => trials.passed(kernel, &metrics).await,
+                Err(failure) => Err(failure),
+            };
             step.set("kasmina.verify_ms", began.elapsed().as_secs_f64() * 1e3);
             Progress::Opened(request, result, step, done)
         }));
@@ -255,6 +278,7 @@ impl Prefetch {
                 }
                 let _ = done.send(());
             }
+            Progress::Tried(request, failure) => self.failed(state, &request, failure),
             Progress::Opened(request, Err(failure), mut step, done) => {
                 step.fail(&failure.to_string());
                 self.failed(state, &request, failure);
@@ -385,6 +409,7 @@ async fn obtain(
 const fn outcome(failure: &FetchFailure) -> FetchOutcome {
     match failure {
         FetchFailure::TimedOut => FetchOutcome::TimedOut,
+        FetchFailure::Quarantined(_) => FetchOutcome::Quarantined,
         FetchFailure::GuardMismatch
         | FetchFailure::IncompatibleSite
         | FetchFailure::OpenFailed { .. }

@@ -1,17 +1,20 @@
 //! How seeds move on: by what is observed, by what is fetched, and by time.
 
-use leyline::Stage;
+use kernel::quarantine::Report;
 use leyline::ids::{RequestId, SeedId};
 use leyline::wire::{CircuitBreakerState, TelemetryLevel};
+use leyline::{Gate, Stage};
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::error::CommandError;
 use crate::event::Event;
 use crate::evidence::Observation;
 use crate::fetch::{FetchFailure, FetchOrder, Fetched, FetchedKernel};
+use crate::gates::GateFailure;
 use crate::isolation::{Owner, Violation};
 use crate::manager::{Effect, SeedManager};
 use crate::moment::Now;
+use crate::quarantine::{self, Handling};
 use crate::seed::{Attached, Fetch, Hold, Life, Moved, Refused};
 
 impl SeedManager {
@@ -53,6 +56,12 @@ impl SeedManager {
         if self.awaited(&id).as_ref() != Some(&request) {
             return Vec::new();
         }
+        if let Err(FetchFailure::Quarantined(report)) = &result {
+            if let Some(step) = &mut step {
+                step.fail(report.verdict());
+            }
+            return self.quarantined(&id, report, now);
+        }
         let outcome = match result {
             Ok(kernel) => self.attach(&id, kernel, now),
             Err(failure) => Err(failure.to_string()),
@@ -72,6 +81,19 @@ impl SeedManager {
                 self.fail(&id, &reason, now)
             }
         }
+    }
+
+    /// Ends a seed whose kernel stays in quarantine: the host never saw it. Says nothing about the kernel service.
+    fn quarantined(&mut self, id: &SeedId, report: &Report, now: Now) -> Vec<Effect> {
+        let Some(seed) = self.seeds.get(id) else { return Vec::new() };
+        let failure = quarantine::judge(seed.evidence(), report, &self.config.limits);
+        let event = Event::warning("quarantine_verdict")
+            .with("reason", quarantine::reason(report.foremost()))
+            .with("runs", report.runs)
+            .with("took_ms", report.took_ms);
+        self.note(id, event);
+        let refused = Refused::Gate { gate: Gate::GradientHealth, failure };
+        self.turned_back(id, &refused, now)
     }
 
     /// Ends a graft that the trainer cannot go on with: the gate-failure procedure, with embargo.
@@ -120,6 +142,7 @@ impl SeedManager {
             seed: id.clone(),
             blueprint: graft.blueprint.clone(),
             shape: seed.slot.shape.clone(),
+            parameters: graft.parameters.clone(),
         };
         let blueprint = order.blueprint.clone();
         match self.orders.try_send(order) {
@@ -156,6 +179,10 @@ impl SeedManager {
         };
         if kernel.blueprint != graft.blueprint {
             return Err(FetchFailure::BlueprintMismatch.to_string());
+        }
+        let is_confined = quarantine::handling(&kernel.blueprint) == Handling::Confined;
+        if is_confined || kernel.kernel.graph().stress().is_some() {
+            return Err(GateFailure::QuarantineOnly.to_string());
         }
         let names: Vec<String> =
             kernel.kernel.params().iter().map(|(name, _)| format!("{id}/{name}")).collect();

@@ -95,6 +95,7 @@ impl Bench {
             seed: "s1".into(),
             blueprint: "BP009".into(),
             shape: vec![32],
+            parameters: [].into(),
         };
         self.trainer.orders.try_send(order).unwrap();
     }

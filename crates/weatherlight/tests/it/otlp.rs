@@ -123,6 +123,7 @@ async fn one_trace_spans_request_compile_ready_and_attach() {
             seed: SeedId::new("seed-traced"),
             blueprint,
             shape,
+            parameters: [].into(),
         };
         kernels.orders.send(order).await.unwrap();
         let fetched = kernels.results.recv().await.unwrap();
