@@ -90,10 +90,14 @@ impl Bench {
     }
 
     fn order(&self, request: &str) {
+        self.order_of(request, "BP009");
+    }
+
+    fn order_of(&self, request: &str, blueprint: &str) {
         let order = FetchOrder {
             request: request.into(),
             seed: "s1".into(),
-            blueprint: "BP009".into(),
+            blueprint: blueprint.into(),
             shape: vec![32],
             parameters: [].into(),
         };
@@ -391,4 +395,57 @@ async fn an_answer_that_nobody_handles_is_not_acknowledged() {
     let (ended, ()) = tokio::join!(errors.run(stop.clone()), crash_twice);
     ended.unwrap();
     assert_eq!(bench.bus.depth(Stream::KernelErrors, "trainer").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_stressor_is_tried_here_and_asked_for_nowhere() {
+    let mut bench = bench(Patience::default()).await;
+    let result = bench
+        .run(async |b| {
+            b.order_of("r1", "BP045");
+            b.result().await
+        })
+        .await;
+    let Err(FetchFailure::Quarantined(report)) = result else { panic!("{result:?}") };
+    assert_eq!(report.verdict(), "not_finite");
+    assert_eq!(bench.metrics.quarantined_total("not_finite"), 1);
+    let depth = bench.bus.depth(Stream::KernelRequests, "urza").await.unwrap();
+    assert_eq!(depth, 0, "the library was not asked");
+}
+
+/// A kernel of handling class quarantine, as the library would announce it, with a layer of this gain.
+async fn tried(gain: f32) -> (Result<FetchedKernel, FetchFailure>, Metrics) {
+    let mut bench = bench(Patience::default()).await;
+    let mut graph = kernel::Graph::new();
+    let input = graph.input("input", &[8, 32]).unwrap();
+    let weight = graph.parameter("w", &[32], kernel::Init::ONES).unwrap();
+    let weighted = graph.mul(input, weight).unwrap();
+    let output = graph.scale(weighted, gain).unwrap();
+    graph.output("output", output).unwrap();
+    let params = graph.init_params(1);
+    let site = serde_json::json!({ "vector": { "features": 32 } });
+    let manifest =
+        kernel::artifact::Manifest::new("BP038", [].into(), site, graph, &params, 1e-5).unwrap();
+    let (bytes, _) = kernel::artifact::write_bytes(&manifest, &params).unwrap();
+    let result = bench
+        .run(async |b| {
+            b.order_of("r1", "BP038");
+            b.asked().await;
+            b.answer_ready("r1", &bytes, |ready| ready.blueprint_id = "BP038".to_owned()).await;
+            b.result().await
+        })
+        .await;
+    (result, bench.metrics)
+}
+
+#[tokio::test]
+async fn a_kernel_of_handling_class_quarantine_is_tried_before_it_is_handed_on() {
+    let (sound, metrics) = tried(1.0).await;
+    assert_eq!(sound.unwrap().blueprint.as_str(), "BP038");
+    assert_eq!(metrics.quarantined_total("sound"), 1);
+
+    let (caught, metrics) = tried(1e4).await;
+    let Err(FetchFailure::Quarantined(report)) = caught else { panic!("{caught:?}") };
+    assert_eq!(report.verdict(), "gradient_exploded");
+    assert_eq!(metrics.quarantined_total("gradient_exploded"), 1);
 }

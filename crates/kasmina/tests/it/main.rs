@@ -5,5 +5,6 @@
 mod commands;
 mod coordinator;
 mod life;
+mod quarantine;
 mod rig;
 mod telemetry;

@@ -126,6 +126,7 @@ fn existing(family: Family) -> Vec<&'static str> {
                 GuardMismatch = "guard_mismatch",
                 IncompatibleSite = "incompatible_site",
                 OpenFailed = "open_failed",
+                Quarantined = "",
                 Cancelled = "cancelled",
             });
             let sent = [
