@@ -53,7 +53,7 @@ pub enum BuildError {
     },
     /// The template is a stressor, which is built in quarantine only: [`build_in_quarantine`].
     #[error(
-        "blueprint {blueprint} ({name}) is a stressor; it is built in quarantine only (`weatherlight kernels quarantine {blueprint}`)"
+        "blueprint {blueprint} ({name}) is a stressor; it is built in quarantine only"
     )]
     Stressor {
         /// The blueprint.
