@@ -29,6 +29,9 @@ const BUDGET: &str = "budget";
 /// Extra of a record with its blueprint's safety sheet.
 const SAFETY: &str = "safety";
 
+/// Most time given to choosing among algorithms by measuring them.
+const CHOICE_MAX: Duration = Duration::from_millis(100);
+
 /// A compiled job.
 #[derive(Debug, Clone)]
 pub struct Compiled {
@@ -163,6 +166,10 @@ pub(crate) fn remeasure(
     let started = Instant::now();
     stoppable(cancel, || {
         let kernel = Kernel::open(path, digest)?;
+        // Once for each artifact that another machine made: what it gives there it must give here.
+        if !kernel.verify_probe()? {
+            return Err(CompileError::Probe);
+        }
         let goes_on = || budget.allows(Step::Prewarm, started.elapsed());
         let (graph, params) = (kernel.graph(), kernel.params());
         prewarm::measure(graph, params, execution, samples, &goes_on, cancel)
@@ -201,6 +208,7 @@ impl Work<'_> {
         self.proceed()?;
         let (bytes, _) = write_bytes(&manifest, &params)?;
         let took = self.started.elapsed();
+        let algorithms = self.choose(&manifest.graph, &checked.execution)?;
         let prewarm = self.prewarm(&manifest.graph, &params, &checked.execution, config)?;
         self.left_out.sort_unstable();
         Ok(Compiled {
@@ -214,8 +222,23 @@ impl Work<'_> {
             left_out: self.left_out,
             took,
             prewarm,
-            algorithms: Value::Null,
+            algorithms,
         })
+    }
+
+    /// Which algorithms are quickest here, for the record beside the artifact; null where nothing was measured.
+    fn choose(&mut self, graph: &Graph, execution: &Execution) -> Result<Value, CompileError> {
+        if *execution != Execution::Plan {
+            return Ok(Value::Null);
+        }
+        if !self.budget.allows(Step::Choice, self.started.elapsed()) {
+            self.left_out.push(Step::Choice);
+            return Ok(Value::Null);
+        }
+        let time = CHOICE_MAX.min(self.budget.limit() / 20);
+        let plan = Plan::compile_measured(graph, time)?;
+        self.proceed()?;
+        serde_json::to_value(plan.choices()).map_err(unwritable)
     }
 
     fn proceed(&self) -> Result<(), CompileError> {
@@ -366,6 +389,8 @@ mod tests {
         let sound = run(Strategy::Standard, &config, Plan::compile);
         assert_eq!(sound.execution, Execution::Plan);
         assert!(sound.operators.len() > 3 && sound.left_out.is_empty(), "{sound:?}");
+        let chosen: kernel::Choices = serde_json::from_value(sound.algorithms.clone()).unwrap();
+        assert!(chosen.iter().count() > 0, "products have a choice: {:?}", sound.algorithms);
         for planner in [Plan::compile_wrong as Planner, refused] {
             let found = run(Strategy::Standard, &config, planner);
             assert!(matches!(found.execution, Execution::Interpreter { .. }));
@@ -409,9 +434,11 @@ mod tests {
 
         let short = run(Strategy::Conservative, &none, Plan::compile);
         assert_eq!(short.execution, Execution::Plan, "only an emergency goes without a check");
-        assert_eq!(short.left_out, [Step::FurtherProbes, Step::Prewarm]);
+        assert_eq!(short.left_out, [Step::FurtherProbes, Step::Choice, Step::Prewarm]);
         let usual = run(Strategy::Emergency, &Config::default(), Plan::compile);
-        assert_eq!((usual.execution, usual.left_out), (Execution::Plan, vec![Step::FurtherProbes]));
+        assert_eq!(usual.execution, Execution::Plan);
+        assert_eq!(usual.left_out, [Step::FurtherProbes, Step::Choice]);
+        assert_eq!(usual.algorithms, Value::Null);
     }
 
     #[test]

@@ -115,6 +115,11 @@ pub enum CompileError {
     /// The artifact could not be written; a fault of this program, or a site too large.
     #[error("the artifact could not be written")]
     Artifact(#[from] kernel::artifact::ArtifactError),
+    /// A stored kernel gives something else on this machine than where it was made.
+    #[error(
+        "the stored kernel does not give what its manifest says; test this machine's memory, or the one's that made it"
+    )]
+    Probe,
     /// It was told to stop.
     #[error("stopped before it was done")]
     Cancelled,
