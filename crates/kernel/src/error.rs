@@ -13,6 +13,22 @@ pub enum GraphError {
         /// What would have been accepted.
         expected: String,
     },
+    /// The operands of a node that was to be added do not fit its operator.
+    #[error(
+        "node {node}, {operator} of nodes {operands:?}: input shapes {shapes:?} do not fit; expected {expected}"
+    )]
+    Unfit {
+        /// Operator, in the spelling of the manifest.
+        operator: &'static str,
+        /// Index the node would have had.
+        node: usize,
+        /// Indices of its operands.
+        operands: Vec<usize>,
+        /// Their shapes.
+        shapes: Vec<Vec<usize>>,
+        /// What would have been accepted.
+        expected: String,
+    },
     /// An attribute of the operator is out of its range.
     #[error("{operator}: {attribute} is {found}; expected {expected}")]
     Attribute {

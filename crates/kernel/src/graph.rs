@@ -220,8 +220,17 @@ impl Graph {
             self.check_node(operand)?;
         }
         let shapes: Vec<&[usize]> = operands.iter().map(|&operand| self.shape(operand)).collect();
-        let shape = infer(&op, &shapes)?;
         let id = NodeId(self.nodes.len());
+        let shape = infer(&op, &shapes).map_err(|error| match error {
+            GraphError::Shape { operator, shapes, expected } => GraphError::Unfit {
+                operator,
+                node: id.0,
+                operands: operands.iter().map(|operand| operand.0).collect(),
+                shapes,
+                expected,
+            },
+            other => other,
+        })?;
         self.register(&op, id)?;
         self.nodes.push(Node { op, operands: operands.to_vec(), shape });
         Ok(id)

@@ -125,7 +125,7 @@ impl GuardEntry {
 }
 
 /// Strides of a row-major tensor.
-fn contiguous(shape: &[usize]) -> Vec<usize> {
+pub(crate) fn contiguous(shape: &[usize]) -> Vec<usize> {
     (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect()
 }
 

@@ -10,6 +10,7 @@ use crate::graph::Graph;
 use crate::interpret::{self, Array, Bindings};
 use crate::outputs::{Outputs, Slot};
 use crate::plan::Plan;
+use crate::plan_guard::PlanGuard;
 use crate::store::ParamStore;
 
 /// What runs a graph.
@@ -85,6 +86,12 @@ pub enum Fallback {
         /// What it said.
         error: String,
     },
+    /// The plan was made for something else.
+    #[error("{mismatch}")]
+    Guard {
+        /// What it was made for and what was found.
+        mismatch: String,
+    },
     /// Asked for by whoever made the runner: another program's judgement, or an operator's.
     #[error("{reason}")]
     Asked {
@@ -127,6 +134,16 @@ impl Runner {
     /// A runner by a plan there is already.
     pub fn planned(plan: Plan) -> Self {
         Self { engine: Engine::Plan(Box::new(plan)), execution: Execution::Plan }
+    }
+
+    /// A runner by a plan there is already, if that is valid for this graph, or else by the interpreter.
+    pub fn guarded(plan: Plan, graph: &Graph) -> Self {
+        match plan.guard().check(&PlanGuard::of(graph)) {
+            Ok(()) => Self::planned(plan),
+            Err(mismatch) => {
+                Self::interpreted(graph, Fallback::Guard { mismatch: mismatch.to_string() })
+            }
+        }
     }
 
     /// A runner by the interpreter.

@@ -1,5 +1,6 @@
 //! Workloads by which the engine is measured: each by plan and by interpreter, or beside PyTorch, in the same run.
 
+mod passes;
 mod torch;
 mod workload;
 
@@ -10,6 +11,7 @@ use crate::gradient::gradient_name;
 use crate::interpret;
 use crate::optimiser::OptimiserError;
 use crate::store::StoreError;
+pub use passes::{Passes, passes};
 pub use torch::{Beside, Times, beside};
 pub use workload::{Prepared, Workload};
 

@@ -1,5 +1,7 @@
-//! From a graph to steps: aliases found, biases and activations fused into the products before them.
+//! From a graph to steps: each node's loop with its buffers, as `fuse` has found it to be done.
 
+use super::fuse::{Fusion, Operand, Reading, Role};
+use super::kernels::chain::{Argument, Chain, Deed, Leaf};
 use super::kernels::convolution::Geometry as Convolution;
 use super::kernels::layout::{self, Axis};
 use super::kernels::statistics::Groups;
@@ -7,7 +9,7 @@ use super::kernels::window::Geometry as Window;
 use super::pattern::Pattern;
 use super::step::{Epilogue, Kernel, Product, ProductAlgorithm};
 use crate::graph::{Graph, Named, Node, NodeId};
-use crate::op::{Binary, Op, Unary};
+use crate::op::{Op, Reduction, Unary};
 use crate::stress::Ward;
 
 /// Where a step finds an operand.
@@ -25,6 +27,15 @@ pub(super) struct Step {
     pub(super) kernel: Kernel,
     pub(super) operands: Vec<Source>,
     pub(super) out: usize,
+    pub(super) tail: Option<Tail>,
+}
+
+/// A chain over the result of a loop, in place.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Tail {
+    /// How many of the step's operands, the first ones, are the loop's own.
+    pub(super) operands: usize,
+    pub(super) chain: Chain,
 }
 
 /// A value with a name from outside.
@@ -53,8 +64,7 @@ pub(super) fn lower(graph: &Graph, ward: Option<&Ward>) -> Program {
     let mut lowering = Lowering {
         graph,
         ward,
-        is_needed: needed(graph),
-        tails: fusions(graph),
+        reading: Reading::new(graph),
         values: vec![None; graph.nodes.len()],
         program: Program::default(),
     };
@@ -64,125 +74,39 @@ pub(super) fn lower(graph: &Graph, ward: Option<&Ward>) -> Program {
     lowering.finish()
 }
 
-/// Which nodes outputs and updates need for their data, shapes being known.
-fn needed(graph: &Graph) -> Vec<bool> {
-    let mut needed = vec![false; graph.nodes.len()];
-    graph.outputs.iter().chain(&graph.updates).for_each(|named| needed[named.node.0] = true);
-    for (index, node) in graph.nodes.iter().enumerate().rev() {
-        if needed[index] {
-            data_operands(node).iter().for_each(|operand| needed[operand.0] = true);
-        }
-    }
-    needed
-}
-
-fn data_operands(node: &Node) -> &[NodeId] {
-    &node.operands[..node.op.data_operands(node.operands.len())]
-}
-
-/// A product whose bias and activation are done with it.
-#[derive(Debug, Clone, Copy)]
-struct Fusion {
-    head: NodeId,
-    bias: Option<NodeId>,
-    activation: Option<Unary>,
-}
-
-/// What is to be done at a node that takes part in a fusion.
-#[derive(Debug, Clone, Copy)]
-enum Tail {
-    /// Its value is needed by the next node of the fusion only: nothing.
-    Inner,
-    /// All of it.
-    End(Fusion),
-}
-
-/// For each node the fusion it is part of.
-fn fusions(graph: &Graph) -> Vec<Option<Tail>> {
-    let consumer = sole_consumers(graph);
-    let mut tails = vec![None; graph.nodes.len()];
-    for (index, node) in graph.nodes.iter().enumerate() {
-        if !matches!(node.op, Op::MatMul { .. } | Op::Conv2d(_)) {
-            continue;
-        }
-        let mut fusion = Fusion { head: NodeId(index), bias: None, activation: None };
-        let mut end = NodeId(index);
-        if let Some(next) = consumer[end.0]
-            && let Some(bias) = bias_of(graph, end, next)
-        {
-            tails[end.0] = Some(Tail::Inner);
-            (fusion.bias, end) = (Some(bias), next);
-        }
-        if let Some(next) = consumer[end.0]
-            && let Op::Unary(function) = graph.nodes[next.0].op
-        {
-            tails[end.0] = Some(Tail::Inner);
-            (fusion.activation, end) = (Some(function), next);
-        }
-        tails[end.0] = Some(Tail::End(fusion));
-    }
-    tails
-}
-
-/// The one node that reads each node's data, if it is read once and is no output.
-fn sole_consumers(graph: &Graph) -> Vec<Option<NodeId>> {
-    let needed = needed(graph);
-    let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes.len()];
-    for (index, node) in graph.nodes.iter().enumerate().filter(|(index, _)| needed[*index]) {
-        data_operands(node).iter().for_each(|operand| readers[operand.0].push(NodeId(index)));
-    }
-    let mut sole: Vec<Option<NodeId>> = readers
-        .iter()
-        .map(|readers| if let [one] = readers[..] { Some(one) } else { None })
-        .collect();
-    graph.outputs.iter().chain(&graph.updates).for_each(|named| sole[named.node.0] = None);
-    sole
-}
-
-/// The other operand of `sum`, if it adds a bias to the product: one value per column or, for convolutions, channel.
-fn bias_of(graph: &Graph, product: NodeId, sum: NodeId) -> Option<NodeId> {
-    let node = &graph.nodes[sum.0];
-    let (Op::Binary(Binary::Add), &[a, b]) = (&node.op, &node.operands[..]) else {
-        return None;
-    };
-    let bias = if a == product { b } else { a };
-    let shape = graph.shape(product);
-    if node.shape != shape {
-        return None;
-    }
-    let expected = match graph.nodes[product.0].op {
-        Op::Conv2d(_) => Pattern::Cycle { inner: shape[2] * shape[3], count: shape[1] },
-        _ => Pattern::Cycle { inner: 1, count: shape[shape.len() - 1] },
-    };
-    let fits = Pattern::new(graph.shape(bias), shape) == expected;
-    fits.then_some(bias)
-}
-
 struct Lowering<'a> {
     graph: &'a Graph,
     ward: Option<&'a Ward>,
-    is_needed: Vec<bool>,
-    tails: Vec<Option<Tail>>,
+    reading: Reading<'a>,
     values: Vec<Option<Source>>,
     program: Program,
 }
 
 impl Lowering<'_> {
     fn node(&mut self, id: NodeId) {
-        let graph = self.graph;
-        let node = &graph.nodes[id.0];
-        if !self.is_needed[id.0] {
+        if !self.reading.is_needed(id) || self.reading.is_headed(id) {
             return;
         }
-        let value = match self.tails[id.0] {
-            Some(Tail::Inner) => return,
-            Some(Tail::End(fusion)) => self.fused(fusion, node),
-            None => self.plain(node),
+        let value = match self.reading.role(id) {
+            Role::Inner => return,
+            Role::Chain { head } => self.chain(id, head),
+            Role::Own | Role::Product(_) => match self.source(id) {
+                Some(source) => source,
+                None => {
+                    let (kernel, operands) = self.step(id);
+                    self.emit(kernel, operands, self.len(id))
+                }
+            },
         };
         self.values[id.0] = Some(value);
     }
 
+    fn len(&self, id: NodeId) -> usize {
+        self.graph.shape(id).iter().product()
+    }
+
     fn value(&self, id: NodeId) -> Source {
+        let id = self.reading.resolve(id);
         self.values[id.0].expect("operands come before their node, and needed ones have a value")
     }
 
@@ -192,12 +116,38 @@ impl Lowering<'_> {
     }
 
     fn emit(&mut self, kernel: Kernel, operands: Vec<Source>, len: usize) -> Source {
+        self.emit_with(kernel, operands, len, None)
+    }
+
+    fn emit_with(
+        &mut self,
+        kernel: Kernel,
+        operands: Vec<Source>,
+        len: usize,
+        tail: Option<Tail>,
+    ) -> Source {
         let out = self.buffer(len);
-        self.program.steps.push(Step { kernel, operands, out });
+        self.program.steps.push(Step { kernel, operands, out, tail });
         Source::Buffer(out)
     }
 
-    fn fused(&mut self, fusion: Fusion, end: &Node) -> Source {
+    /// The loop of a node with what it reads.
+    fn step(&self, id: NodeId) -> (Kernel, Vec<Source>) {
+        if let Role::Product(fusion) = self.reading.role(id) {
+            return self.product(fusion);
+        }
+        let values = |operands: &[Operand]| {
+            operands.iter().map(|operand| self.value(operand.node)).collect()
+        };
+        let operands = values(self.reading.operands(id));
+        let kernel = match self.reading.composite(id) {
+            Some(composite) => Kernel::Composite(composite.clone()),
+            None => self.kernel(&self.graph.nodes[id.0]),
+        };
+        (kernel, operands)
+    }
+
+    fn product(&self, fusion: Fusion) -> (Kernel, Vec<Source>) {
         let graph = self.graph;
         let head = &graph.nodes[fusion.head.0];
         let epilogue = Epilogue { has_bias: fusion.bias.is_some(), activation: fusion.activation };
@@ -215,11 +165,85 @@ impl Lowering<'_> {
         let mut operands: Vec<Source> =
             head.operands.iter().map(|&operand| self.value(operand)).collect();
         operands.extend(fusion.bias.map(|bias| self.value(bias)));
-        self.emit(kernel, operands, end.shape.iter().product())
+        (kernel, operands)
     }
 
-    fn plain(&mut self, node: &Node) -> Source {
-        let len = node.shape.iter().product();
+    /// A chain of elementwise operators, behind the loop of `head` if there is one.
+    fn chain(&mut self, end: NodeId, head: Option<NodeId>) -> Source {
+        let (head_kernel, mut operands) = match head {
+            Some(head) => {
+                let (kernel, operands) = self.step(head);
+                (Some(kernel), operands)
+            }
+            None => (None, Vec::new()),
+        };
+        let head_operands = operands.len();
+        let mut chain = Chain::default();
+        self.deed(end, head, &mut chain, &mut operands);
+        let len = self.len(end);
+        match head_kernel {
+            Some(kernel) => {
+                let tail = Tail { operands: head_operands, chain };
+                self.emit_with(kernel, operands, len, Some(tail))
+            }
+            None => self.emit(Kernel::Chain(chain), operands, len),
+        }
+    }
+
+    /// Adds the operation of an elementwise node, after those it needs.
+    fn deed(
+        &self,
+        id: NodeId,
+        head: Option<NodeId>,
+        chain: &mut Chain,
+        operands: &mut Vec<Source>,
+    ) -> Argument {
+        let node = &self.graph.nodes[id.0];
+        let reading = self.reading.operands(id);
+        let read = |operand: &Operand, chain: &mut Chain, operands: &mut Vec<Source>| {
+            if Some(operand.node) == head {
+                return add_leaf(chain, Leaf::Out);
+            }
+            if self.reading.is_folded(operand.node) {
+                return self.deed(operand.node, head, chain, operands);
+            }
+            let position = position_of(operands, self.value(operand.node));
+            let pattern = Pattern::new(&operand.shape, &node.shape);
+            add_leaf(chain, Leaf::Operand(position, pattern))
+        };
+        let deed = match &node.op {
+            Op::Unary(function) => Deed::Unary(*function, read(&reading[0], chain, operands)),
+            Op::UnaryGradient(function) => {
+                let v = read(&reading[0], chain, operands);
+                Deed::UnaryGradient(*function, v, read(&reading[1], chain, operands))
+            }
+            Op::Binary(function) => {
+                let a = read(&reading[0], chain, operands);
+                Deed::Binary(*function, a, read(&reading[1], chain, operands))
+            }
+            Op::Dropout { rate, stream } => {
+                let x = read(&reading[0], chain, operands);
+                let seed = position_of(operands, self.value(reading[1].node));
+                Deed::Dropout { rate: *rate, stream: *stream, x, seed }
+            }
+            Op::BroadcastLike(kind) => {
+                let x = read(&reading[0], chain, operands);
+                let share = match kind {
+                    Reduction::Sum => return x,
+                    Reduction::Mean => 1.0 / (self.len(id) / self.len(reading[0].node)) as f32,
+                };
+                Deed::Unary(Unary::Scale { factor: share }, x)
+            }
+            other => unreachable!("{} is not elementwise", other.name()),
+        };
+        chain.deeds.push(deed);
+        Argument::Result(chain.deeds.len() - 1)
+    }
+
+    /// The value of a node that no loop computes.
+    fn source(&mut self, id: NodeId) -> Option<Source> {
+        let node = &self.graph.nodes[id.0];
+        let len = self.len(id);
         match &node.op {
             Op::Input { name, .. } => {
                 let buffer = self.buffer(len);
@@ -228,33 +252,27 @@ impl Lowering<'_> {
                     shape: node.shape.clone(),
                     buffer,
                 });
-                Source::Buffer(buffer)
+                Some(Source::Buffer(buffer))
             }
             Op::Parameter { name, .. } => {
                 self.program.parameters.push((name.clone(), node.shape.clone()));
-                Source::Parameter(self.program.parameters.len() - 1)
+                Some(Source::Parameter(self.program.parameters.len() - 1))
             }
             Op::Constant(tensor) => {
                 let buffer = self.buffer(len);
                 self.program.constants.push((buffer, tensor.data().to_vec()));
-                Source::Buffer(buffer)
+                Some(Source::Buffer(buffer))
             }
-            op => {
-                let operands: Vec<Source> =
-                    data_operands(node).iter().map(|&operand| self.value(operand)).collect();
-                match self.kernel(op, node) {
-                    Some(kernel) => self.emit(kernel, operands, len),
-                    None => operands[0],
-                }
-            }
+            _ => None,
         }
     }
 
-    /// The loop for an operator, `None` where its result is its first operand as it lies there.
-    fn kernel(&self, op: &Op, node: &Node) -> Option<Kernel> {
+    /// The loop for an operator alone.
+    fn kernel(&self, node: &Node) -> Kernel {
+        let op = &node.op;
         let shape = |position: usize| self.graph.shape(node.operands[position]);
         let last = |shape: &[usize]| shape[shape.len() - 1];
-        Some(match op {
+        match op {
             Op::Input { .. } | Op::Parameter { .. } | Op::Constant(_) => {
                 unreachable!("sources have no loop")
             }
@@ -290,34 +308,26 @@ impl Lowering<'_> {
             }
             Op::Softmax => Kernel::Softmax(last(&node.shape)),
             Op::LogSoftmax => Kernel::LogSoftmax(last(&node.shape)),
-            Op::Normalise(attributes) => Kernel::Normalise(groups(attributes, &node.shape)),
+            Op::Normalise(attributes) => Kernel::Normalise(Groups::new(attributes, &node.shape)),
             Op::NormaliseGradient(attributes) => {
-                Kernel::NormaliseGradient(groups(attributes, &node.shape))
+                Kernel::NormaliseGradient(Groups::new(attributes, &node.shape))
             }
             Op::Dropout { rate, stream } => Kernel::Dropout { rate: *rate, stream: *stream },
-            Op::Phase | Op::StopGradient | Op::Reshape(_) | Op::ReshapeLike => return None,
+            Op::Phase | Op::StopGradient | Op::Reshape(_) | Op::ReshapeLike => {
+                unreachable!("aliases have no loop")
+            }
             Op::Gather => Kernel::Gather { rows: shape(0)[0] },
             Op::ScatterAdd => Kernel::ScatterAdd { rows: node.shape[0] },
-            Op::Permute(order) => {
-                let places = layout::permutation(shape(0), order);
-                if let [] | [(_, 1)] = places[..] {
-                    return None;
-                }
-                Kernel::Permute(places)
-            }
+            Op::Permute(order) => Kernel::Permute(layout::permutation(shape(0), order)),
             Op::Concat { axis } => Kernel::Concat(Axis::new(&node.shape, *axis)),
             Op::Slice { axis, start, .. } => Kernel::Slice(Axis::new(shape(0), *axis), *start),
             Op::PadLike { axis, start } => Kernel::Pad(Axis::new(&node.shape, *axis), *start),
             Op::Reduce { kind, .. } | Op::ReduceLike(kind) => {
-                match Pattern::new(&node.shape, shape(0)) {
-                    Pattern::Equal => return None,
-                    pattern => Kernel::Reduce(*kind, pattern),
-                }
+                Kernel::Reduce(*kind, Pattern::new(&node.shape, shape(0)))
             }
-            Op::BroadcastLike(kind) => match Pattern::new(shape(0), &node.shape) {
-                Pattern::Equal => return None,
-                pattern => Kernel::Broadcast(*kind, pattern),
-            },
+            Op::BroadcastLike(kind) => {
+                Kernel::Broadcast(*kind, Pattern::new(shape(0), &node.shape))
+            }
             Op::CrossEntropy => {
                 let logits = shape(0);
                 Kernel::CrossEntropy { classes: last(logits), len: logits.iter().product() }
@@ -327,7 +337,7 @@ impl Lowering<'_> {
                 let ward = self.ward.expect("a stressed graph is lowered in quarantine only");
                 Kernel::Stress(*stress, ward.clone())
             }
-        })
+        }
     }
 
     fn finish(mut self) -> Program {
@@ -346,7 +356,12 @@ impl Lowering<'_> {
             Source::Parameter(_) => {
                 let len = shape.iter().product();
                 let out = self.buffer(len);
-                self.program.steps.push(Step { kernel: Kernel::Copy, operands: vec![source], out });
+                self.program.steps.push(Step {
+                    kernel: Kernel::Copy,
+                    operands: vec![source],
+                    out,
+                    tail: None,
+                });
                 out
             }
         };
@@ -382,13 +397,18 @@ fn product_sizes(
     }
 }
 
-fn groups(attributes: &crate::op::Normalise, shape: &[usize]) -> Groups {
-    let mut small = shape.to_vec();
-    attributes.axes.iter().for_each(|&axis| small[axis] = 1);
-    Groups {
-        norm: attributes.norm,
-        epsilon: attributes.epsilon,
-        pattern: Pattern::new(&small, shape),
-        count: small.iter().product(),
-    }
+fn add_leaf(chain: &mut Chain, leaf: Leaf) -> Argument {
+    let known = chain.leaves.iter().position(|known| *known == leaf);
+    Argument::Leaf(known.unwrap_or_else(|| {
+        chain.leaves.push(leaf);
+        chain.leaves.len() - 1
+    }))
+}
+
+fn position_of(operands: &mut Vec<Source>, source: Source) -> usize {
+    let known = operands.iter().position(|known| *known == source);
+    known.unwrap_or_else(|| {
+        operands.push(source);
+        operands.len() - 1
+    })
 }

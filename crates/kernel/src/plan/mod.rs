@@ -1,11 +1,13 @@
 //! The plan compiler and executor: static shapes, one arena, nothing allocated or looked up while a step runs.
 //!
-//! `pattern` finds how operands broadcast, `lower` turns a graph into steps, `memory` lays their buffers out,
-//! `step` runs one, `kernels` holds the loops; `algorithm` says which loop computes a step, `choice` measures that.
+//! `pattern` finds how operands broadcast, `fuse` what is done in one loop, `lower` turns a graph into steps, `memory`
+//! lays their buffers out, `step` runs one, `kernels` holds the loops; `algorithm` says which loop computes a step,
+//! `choice` measures that.
 
 mod algorithm;
 mod aligned;
 mod choice;
+mod fuse;
 pub(crate) mod kernels;
 mod lower;
 mod memory;
@@ -20,13 +22,14 @@ use crate::error::{GraphError, RunError};
 use crate::graph::Graph;
 use crate::optimise::optimise;
 use crate::outputs::{Outputs, Slot};
+use crate::plan_guard::PlanGuard;
 use crate::quarantine::Permit;
 use crate::store::{self, Layout, ParamStore, Segments};
 use crate::stress::Ward;
 pub use algorithm::Algorithm;
 use aligned::Aligned;
 pub use choice::{Choice, Choices};
-use lower::{Port, Source};
+use lower::{Port, Source, Tail};
 use step::Kernel;
 
 /// A graph compiled for one batch size. Repeats are bit-identical; one thread.
@@ -41,6 +44,7 @@ pub struct Plan {
     parameters: Vec<(String, Vec<usize>)>,
     binding: Option<Binding>,
     choices: Choices,
+    guard: PlanGuard,
 }
 
 /// A step whose buffers have their places.
@@ -49,6 +53,7 @@ struct Step {
     kernel: Kernel,
     operands: Vec<Place>,
     out: Range<usize>,
+    tail: Option<Tail>,
 }
 
 #[derive(Debug, Clone)]
@@ -62,6 +67,11 @@ enum Place {
 struct Binding {
     layout: Arc<Layout>,
     places: Vec<store::Place>,
+}
+
+fn scratch_len(step: &lower::Step) -> usize {
+    let tail = step.tail.as_ref().map_or(0, |tail| tail.chain.scratch_len());
+    step.kernel.scratch_len().max(tail)
 }
 
 impl Plan {
@@ -117,7 +127,7 @@ impl Plan {
     ) -> Result<Self, GraphError> {
         let mut program = lower::lower(&optimise(graph)?, ward);
         let choices = choices.apply(&mut program);
-        let (offsets, arena_len) = memory::lay_out(&program);
+        let memory::Layout { offsets, arena_len } = memory::lay_out(&mut program);
         let range = |buffer: usize| offsets[buffer]..offsets[buffer] + program.buffers[buffer];
         let mut arena = Aligned::zeros(arena_len);
         for (buffer, values) in &program.constants {
@@ -132,8 +142,7 @@ impl Plan {
             shape: port.shape.clone(),
             range: range(port.buffer),
         };
-        let scratch_len =
-            program.steps.iter().map(|step| step.kernel.scratch_len()).max().unwrap_or(0);
+        let scratch_len = program.steps.iter().map(scratch_len).max().unwrap_or(0);
         Ok(Self {
             inputs: program.inputs.iter().map(slot).collect(),
             outputs: program.outputs.iter().map(slot).collect(),
@@ -145,6 +154,7 @@ impl Plan {
                     kernel: step.kernel.clone(),
                     operands: step.operands.iter().map(place).collect(),
                     out: range(step.out),
+                    tail: step.tail.clone(),
                 })
                 .collect(),
             parameters: program.parameters,
@@ -152,6 +162,7 @@ impl Plan {
             scratch: Aligned::zeros(scratch_len),
             binding: None,
             choices,
+            guard: PlanGuard::of(graph),
         })
     }
 
@@ -231,7 +242,8 @@ impl Plan {
     fn execute(&mut self, params: &Segments) -> Result<(), RunError> {
         let places = self.binding.as_ref().map_or(&[][..], |binding| &binding.places);
         for step in &self.steps {
-            // No operand shares a place with the result, so each lies wholly before or behind it.
+            // An operand lies wholly before or behind the result; one whose place the result takes over is read as
+            // the result by its chain and never asked for here.
             let (before, rest) = self.arena.split_at_mut(step.out.start);
             let (out, behind) = rest.split_at_mut(step.out.len());
             let (before, behind) = (&*before, &*behind);
@@ -242,9 +254,18 @@ impl Plan {
                     &behind[range.start - step.out.end..range.end - step.out.end]
                 }
             };
-            step.kernel.run(step.operands.len(), operand, out, &mut self.scratch)?;
+            let own = step.tail.as_ref().map_or(step.operands.len(), |tail| tail.operands);
+            step.kernel.run(own, operand, out, &mut self.scratch)?;
+            if let Some(tail) = &step.tail {
+                tail.chain.run(&operand, out, &mut self.scratch);
+            }
         }
         Ok(())
+    }
+
+    /// What the plan was made for: the graph as it was given, before anything was optimised away.
+    pub fn guard(&self) -> &PlanGuard {
+        &self.guard
     }
 
     /// Inputs the plan reads, with the shape of each.

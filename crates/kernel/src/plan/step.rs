@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use super::fuse::Composite;
+use super::kernels::chain::Chain;
 use super::kernels::convolution::{self, Geometry as Convolution};
 use super::kernels::elementwise;
+use super::kernels::gradient;
 use super::kernels::layout::{self, Axis};
 use super::kernels::product::{self, Ends, Into, Matrix, product, tiled_product};
 use super::kernels::statistics::{self, Groups};
@@ -74,6 +77,8 @@ pub(super) enum Kernel {
     Broadcast(Reduction, Pattern),
     CrossEntropy { classes: usize, len: usize },
     CrossEntropyGradient(usize),
+    Composite(Composite),
+    Chain(Chain),
     Stress(Stress, Ward),
 }
 
@@ -87,6 +92,8 @@ impl Kernel {
             Self::Normalise(groups) | Self::NormaliseGradient(groups) => groups.scratch_len(),
             Self::CrossEntropy { len, .. } => *len,
             Self::Product(sizes, _) => sizes.scratch_len(),
+            Self::Composite(composite) => composite.scratch_len(),
+            Self::Chain(chain) => chain.scratch_len(),
             Self::Copy
             | Self::Unary(_)
             | Self::UnaryGradient(_)
@@ -183,6 +190,8 @@ impl Kernel {
             Self::CrossEntropy { classes, .. } => {
                 out[0] = statistics::cross_entropy(*classes, operand(0), operand(1), scratch)?;
             }
+            Self::Composite(composite) => composite.run(operand, out, scratch),
+            Self::Chain(chain) => chain.run(&operand, out, scratch),
             Self::Stress(stress, ward) => stress.run(ward, operand(0), out)?,
             Self::CrossEntropyGradient(classes) => {
                 statistics::cross_entropy_gradient(
@@ -195,6 +204,33 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+}
+
+impl Composite {
+    fn scratch_len(&self) -> usize {
+        match self {
+            Self::Softmax(_) | Self::LogSoftmax(_) | Self::NormaliseWeight(_) => 0,
+            Self::ScaledNormalise(groups) => groups.width(),
+        }
+    }
+
+    fn run<'a>(&self, operand: impl Fn(usize) -> &'a [f32], out: &mut [f32], scratch: &mut [f32]) {
+        match self {
+            Self::Softmax(classes) => {
+                gradient::softmax_gradient(*classes, operand(0), operand(1), out);
+            }
+            Self::LogSoftmax(classes) => {
+                gradient::log_softmax_gradient(*classes, operand(0), operand(1), out);
+            }
+            Self::ScaledNormalise(groups) => {
+                let operands = (operand(0), operand(1), operand(2));
+                gradient::scaled_normalise_gradient(groups, operands, out, scratch);
+            }
+            Self::NormaliseWeight(groups) => {
+                gradient::normalise_weight_gradient(groups, operand(0), operand(1), out);
+            }
+        }
     }
 }
 

@@ -49,9 +49,38 @@ fn an_error_names_operator_shapes_and_expectation() {
     let error = graph.matmul(a, b).unwrap_err().to_string();
     assert_eq!(
         error,
-        "mat_mul: input shapes [[8, 32], [16, 4]] do not fit; expected a second operand with inner dimension 32, found 16"
+        "node 2, mat_mul of nodes [0, 1]: input shapes [[8, 32], [16, 4]] do not fit; expected a second operand with inner dimension 32, found 16"
     );
-    assert!(graph.add(a, b).is_err());
+    let refused = [
+        (
+            graph.add(a, b),
+            "node 2, add of nodes [0, 1]: input shapes [[8, 32], [16, 4]] do not fit; expected equal or broadcastable",
+        ),
+        (
+            graph.concat(&[a, b, a], 0),
+            "node 2, concat of nodes [0, 1, 0]: input shapes [[8, 32], [16, 4], [8, 32]]",
+        ),
+        (
+            graph.reshape(a, &[7]),
+            "node 2, reshape of nodes [0]: input shapes [[8, 32]] do not fit; expected ",
+        ),
+        (
+            graph.slice(a, 1, 30, 40),
+            "node 2, slice of nodes [0]: input shapes [[8, 32]] do not fit; expected more than 1",
+        ),
+        (
+            graph.cross_entropy(a, b),
+            "node 2, cross_entropy of nodes [0, 1]: input shapes [[8, 32], [16, 4]] do not fit; expected logits",
+        ),
+        (
+            graph.conv2d(a, b, None, Conv::default()),
+            "node 2, conv2d of nodes [0, 1]: input shapes [[8, 32], [16, 4]] do not fit; expected ",
+        ),
+    ];
+    for (result, expected) in refused {
+        let text = result.unwrap_err().to_string();
+        assert!(text.starts_with(expected), "{text}");
+    }
     assert_eq!(graph.nodes().len(), 2, "a refused operator leaves nothing behind");
 }
 

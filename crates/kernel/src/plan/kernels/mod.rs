@@ -3,9 +3,11 @@
 //! Elementwise loops run under [`simd`], which picks the widest vectors of this machine; nothing here reorders a
 //! sum by that width, so results do not depend on it. Matrix products do depend on the machine.
 
+pub(super) mod chain;
 pub(super) mod convolution;
 pub(super) mod direct;
 pub(super) mod elementwise;
+pub(super) mod gradient;
 pub(super) mod layout;
 pub(crate) mod math;
 pub(super) mod product;

@@ -2,7 +2,7 @@
 
 use super::{math, simd, whole};
 use crate::error::RunError;
-use crate::op::{Norm, Reduction};
+use crate::op::{Norm, Normalise, Reduction};
 use crate::plan::pattern::Pattern;
 
 /// Partial sums of a long run: enough for the widest vectors, always the same, so that the result does not depend
@@ -22,7 +22,7 @@ fn total(mut lanes: [f32; LANES]) -> f32 {
 
 /// Sum in a fixed order: sixteen partial sums, then those by halves, then the rest.
 #[inline(always)]
-fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let chunks = values.chunks_exact(LANES);
     let rest = chunks.remainder();
@@ -36,7 +36,7 @@ fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 
 /// Sum of products in the same order as [`sum_of`].
 #[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let whole = a.len() - a.len() % LANES;
     for (a, b) in a[..whole].chunks_exact(LANES).zip(b[..whole].chunks_exact(LANES)) {
@@ -210,11 +210,30 @@ pub(in crate::plan) struct Groups {
 }
 
 impl Groups {
+    pub(in crate::plan) fn new(attributes: &Normalise, shape: &[usize]) -> Self {
+        let mut small = shape.to_vec();
+        attributes.axes.iter().for_each(|&axis| small[axis] = 1);
+        Self {
+            norm: attributes.norm,
+            epsilon: attributes.epsilon,
+            pattern: Pattern::new(&small, shape),
+            count: small.iter().product(),
+        }
+    }
+
     /// The length of a row, where each group is one.
-    fn row(&self, len: usize) -> Option<usize> {
+    pub(in crate::plan) fn row(&self, len: usize) -> Option<usize> {
         match self.pattern {
             Pattern::Cycle { inner, count } if inner * count == len => Some(inner),
             _ => None,
+        }
+    }
+
+    /// The length of the runs of one group.
+    pub(in crate::plan) fn width(&self) -> usize {
+        match self.pattern {
+            Pattern::Cycle { inner, .. } => inner,
+            Pattern::Equal | Pattern::General(_) => 1,
         }
     }
 
@@ -226,7 +245,7 @@ impl Groups {
 
 /// Mean and reciprocal deviation of one row.
 #[inline(always)]
-fn row_moments(groups: &Groups, x: &[f32]) -> (f32, f32) {
+pub(super) fn row_moments(groups: &Groups, x: &[f32]) -> (f32, f32) {
     let len = x.len() as f32;
     let mean = match groups.norm {
         Norm::Standard => sum_of(x, |value| value) / len,
@@ -313,7 +332,7 @@ pub(in crate::plan) fn normalise_gradient(
 }
 
 #[inline(always)]
-fn normalise_gradient_row(groups: &Groups, x: &[f32], g: &[f32], out: &mut [f32]) {
+pub(super) fn normalise_gradient_row(groups: &Groups, x: &[f32], g: &[f32], out: &mut [f32]) {
     let len = x.len() as f32;
     let (mean, scale) = row_moments(groups, x);
     out.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - mean) * scale);

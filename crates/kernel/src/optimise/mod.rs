@@ -1,4 +1,7 @@
-//! Rewrites that keep every value: unneeded nodes go, equal ones become one, constants are computed once.
+//! Rewrites that keep every value: operators that do nothing or undo each other go (`simplify`), constants are computed
+//! once, equal nodes become one, and what nothing needs is dropped.
+
+mod simplify;
 
 use std::collections::HashMap;
 
@@ -7,11 +10,13 @@ use crate::graph::{Graph, NodeId};
 use crate::interpret;
 use crate::op::Op;
 use crate::tensor::{Params, Tensor};
+use simplify::{Rewrite, simplify};
 
 /// Largest tensor that folding may put into the graph, in elements; larger ones cost more to read than to compute.
 const FOLD_ELEMENTS_MAX: usize = 4096;
 
-/// The same graph with less to do: dead nodes removed, common subexpressions merged, constants folded.
+/// The same graph with less to do: neutral and inverse operators removed, constants folded, common subexpressions
+/// merged, dead nodes dropped.
 ///
 /// Outputs and updates have the same names and values; the result may still be differentiated, inlined or given
 /// another batch. Parameters and inputs on which nothing depends are gone.
@@ -22,9 +27,28 @@ pub fn optimise(graph: &Graph) -> Result<Graph, GraphError> {
     let mut merged = Graph::new();
     let mut map: Vec<NodeId> = Vec::with_capacity(graph.nodes.len());
     let mut known: HashMap<(String, Vec<NodeId>), NodeId> = HashMap::new();
+    let keeps_zero_sign = simplify::divides(graph);
     for node in &graph.nodes {
-        let operands: Vec<NodeId> = node.operands.iter().map(|operand| map[operand.0]).collect();
-        let op = fold(&merged, &node.op, &operands, &node.shape).unwrap_or_else(|| node.op.clone());
+        let mut op = node.op.clone();
+        let mut operands: Vec<NodeId> =
+            node.operands.iter().map(|operand| map[operand.0]).collect();
+        let mut same = None;
+        // Each rewrite leaves a node less between this one and its sources, so there is an end.
+        while let Some(rewrite) = simplify(&merged, &op, &operands, keeps_zero_sign) {
+            match rewrite {
+                Rewrite::Same(id) => {
+                    same = Some(id);
+                    break;
+                }
+                Rewrite::Other(other, of) => (op, operands) = (other, of),
+            }
+        }
+        if let Some(id) = same {
+            debug_assert_eq!(merged.shape(id), node.shape, "a rewrite keeps the shape");
+            map.push(id);
+            continue;
+        }
+        let op = fold(&merged, &op, &operands, &node.shape).unwrap_or(op);
         let operands = if matches!(op, Op::Constant(_)) { Vec::new() } else { operands };
         let key = (format!("{op:?}"), operands);
         let id = match known.get(&key) {
