@@ -15,5 +15,17 @@ pub const KEY_ID: &str = "oona-key-id";
 pub const REPLAYED_FROM: &str = "oona-replayed-from";
 /// How often a message was replayed out of the dead letters.
 pub const REPLAYS: &str = "oona-replays";
+/// On a request for a kernel: the slot it is for, in the builder's spelling (`vector[64]`).
+pub const KERNEL_SITE: &str = "kernel-site";
+/// On a request for a kernel: its parameters, a JSON object of numbers.
+pub const KERNEL_PARAMETERS: &str = "kernel-parameters";
+/// On a request for a kernel: milliseconds after its issue when nobody wants the answer any more.
+pub const KERNEL_DEADLINE_MS: &str = "kernel-deadline-ms";
+/// On a request for a kernel: `critical`, `high`, `normal` or `low`.
+pub const KERNEL_PRIORITY: &str = "kernel-priority";
+/// On the answer to one: where the artifact can be fetched from another machine.
+pub const KERNEL_URL: &str = "kernel-url";
+/// On an answer that says to ask again: after how many milliseconds.
+pub const RETRY_AFTER_MS: &str = "retry-after-ms";
 /// W3C trace context, so that one trace spans a request and its answer.
 pub const TRACEPARENT: &str = "traceparent";

@@ -130,6 +130,11 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// The place of what it settles.
+    pub fn entry(&self) -> EntryId {
+        self.entry
+    }
+
     /// See [`Delivery::ack`].
     ///
     /// # Errors
@@ -177,18 +182,25 @@ impl Receipt {
     }
 }
 
+/// Counts deliveries of one consumer as handled.
+pub(crate) fn observe_handled<'a>(post: &Post, receipts: impl Iterator<Item = &'a Receipt>) {
+    let (now_ms, now) = (leyline::time::now_unix_ms(), Instant::now());
+    let mut count = 0;
+    for receipt in receipts {
+        let waited = Duration::from_millis(now_ms.saturating_sub(receipt.entry.ms));
+        post.metrics.observe_delivery(post.stream, waited.as_secs_f64());
+        let took = now.saturating_duration_since(receipt.received_at);
+        post.metrics.observe_handler(post.stream, took.as_secs_f64());
+        count += 1;
+    }
+    post.metrics.count_consumed(post.stream, Consumed::Handled, count);
+}
+
 async fn ack_group(receipts: &mut [Receipt]) -> Result<(), BusError> {
     let Some(first) = receipts.first() else { return Ok(()) };
     let post = Arc::clone(&first.post);
     let ids: Vec<EntryId> = receipts.iter().map(|receipt| receipt.entry).collect();
-    let now_ms = leyline::time::now_unix_ms();
-    for receipt in receipts.iter() {
-        let waited = Duration::from_millis(now_ms.saturating_sub(receipt.entry.ms));
-        post.metrics.observe_delivery(post.stream, waited.as_secs_f64());
-        post.metrics.observe_handler(post.stream, receipt.received_at.elapsed().as_secs_f64());
-    }
-    let count = u64::try_from(receipts.len()).unwrap_or(u64::MAX);
-    post.metrics.count_consumed(post.stream, Consumed::Handled, count);
+    observe_handled(&post, receipts.iter());
     let acked = post.log.ack(&post.seat, &ids).await;
     receipts.iter_mut().for_each(|receipt| receipt.settled = true);
     match acked {

@@ -10,6 +10,7 @@
 //! Nothing here spawns: the supervisor runs [`Housekeeping`] and [`EmergencyLane`] as workers.
 
 mod admission;
+mod answer;
 mod attempt;
 pub mod attributes;
 pub mod bench;
@@ -57,6 +58,7 @@ mod trace;
 mod unseen;
 mod work;
 
+pub use answer::{Reply, Unanswered};
 pub use attempt::{Spare, panic_text};
 pub use breaker::{BreakerPosition, BreakerStanding};
 pub use bus::Bus;

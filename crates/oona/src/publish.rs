@@ -22,7 +22,7 @@ use crate::spool::NotSpooled;
 use crate::stream::Stream;
 
 /// Pause before an append is tried again.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Told to a publisher that the backlog refused: a backlog takes about that long to shrink.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
@@ -128,11 +128,11 @@ impl Outcome {
 }
 
 /// Where a message goes, and whether its append looks at the backlog on the way.
-struct Route {
-    lane: Stream,
-    sample: bool,
+pub(crate) struct Route {
+    pub(crate) lane: Stream,
+    pub(crate) sample: bool,
     /// In the spool, without asking the log.
-    must_wait: bool,
+    pub(crate) must_wait: bool,
 }
 
 impl Route {
@@ -142,7 +142,7 @@ impl Route {
 }
 
 /// Why a message is refused, and when trying again may help.
-type No = (RefusedBecause, Duration);
+pub(crate) type No = (RefusedBecause, Duration);
 
 impl Bus {
     /// Publishes a message; [`publish`](Self::publish) is the short form.
@@ -150,8 +150,21 @@ impl Bus {
     /// # Errors
     /// [`PublishError`] when it is too large, does not travel on that stream, or the log failed.
     pub async fn send(&self, outgoing: Outgoing<'_>) -> Result<Outcome, PublishError> {
+        self.send_with(outgoing, &[]).await
+    }
+
+    /// The same with attributes of the envelope beside Oona's own, given in the order of their
+    /// names; none of them may begin with `oona-`.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn send_with(
+        &self,
+        outgoing: Outgoing<'_>,
+        attributes: &[(&str, &str)],
+    ) -> Result<Outcome, PublishError> {
         let started = Instant::now();
-        let outcome = self.try_send(outgoing).await;
+        let outcome = self.try_send(outgoing, attributes).await;
         let kind = match &outcome {
             Ok(Outcome::Published { .. }) => Published::Sent,
             Ok(Outcome::Rerouted { .. }) => Published::Rerouted,
@@ -164,7 +177,11 @@ impl Bus {
         outcome
     }
 
-    async fn try_send(&self, outgoing: Outgoing<'_>) -> Result<Outcome, PublishError> {
+    async fn try_send(
+        &self,
+        outgoing: Outgoing<'_>,
+        attributes: &[(&str, &str)],
+    ) -> Result<Outcome, PublishError> {
         let kind = outgoing.message.message_type();
         if !outgoing.stream.carries(kind) {
             return Err(PublishError::WrongStream { stream: outgoing.stream, kind });
@@ -174,7 +191,7 @@ impl Bus {
             Err((reason, retry_after)) => return Ok(Outcome::Refused { reason, retry_after }),
         };
         let lane = route.lane;
-        let sealed = self.seal(outgoing, lane)?;
+        let sealed = self.seal(outgoing, attributes, lane)?;
         let urgent = lane == Stream::Emergency;
         let let_through = |breaker: &mut crate::breaker::Breaker| breaker.admit(Instant::now());
         if route.must_wait || self.0.spool.as_ref().is_some_and(|spool| spool.waiting(lane) > 0) {
@@ -206,7 +223,10 @@ impl Bus {
     /// Finds the stream to publish on, or why not to. Backlogs are judged as last seen; one publish
     /// in a while is told to look again. A refusal is decided on a fresh look when one is due, or it
     /// would never end.
-    async fn route(&self, outgoing: Outgoing<'_>) -> Result<Result<Route, No>, LogError> {
+    pub(crate) async fn route(
+        &self,
+        outgoing: Outgoing<'_>,
+    ) -> Result<Result<Route, No>, LogError> {
         let Outgoing { stream, priority, .. } = outgoing;
         if stream == Stream::Emergency
             && let Err(retry_after) = self.take_token(outgoing)
@@ -280,7 +300,7 @@ impl Bus {
         taken
     }
 
-    async fn look_at_backlog(&self, stream: Stream) -> Result<Lane, LogError> {
+    pub(crate) async fn look_at_backlog(&self, stream: Stream) -> Result<Lane, LogError> {
         let groups = self.0.log.groups(self.name(stream)).await;
         if groups.as_ref().is_err_and(LogError::is_failure) {
             self.0.metrics.count_log_failure();
@@ -295,7 +315,12 @@ impl Bus {
     }
 
     /// Puts the attributes in and signs: exactly these bytes are sent and verified.
-    fn seal(&self, outgoing: Outgoing<'_>, lane: Stream) -> Result<Sealed, PublishError> {
+    pub(crate) fn seal(
+        &self,
+        outgoing: Outgoing<'_>,
+        attributes: &[(&str, &str)],
+        lane: Stream,
+    ) -> Result<Sealed, PublishError> {
         let sealed = seal(
             &self.0.live.keyring(),
             Unsealed {
@@ -304,6 +329,7 @@ impl Bus {
                 source: outgoing.source,
                 stream: self.name(lane),
                 traceparent: outgoing.traceparent,
+                attributes,
                 now_ms: self.0.log.stamp_ms(),
             },
         );

@@ -49,6 +49,8 @@ pub(crate) struct Unsealed<'a> {
     /// Name of the stream in the log.
     pub(crate) stream: &'a str,
     pub(crate) traceparent: Option<&'a str>,
+    /// Attributes beside Oona's own, in the order of their names.
+    pub(crate) attributes: &'a [(&'a str, &'a str)],
     /// When it is sent, Unix milliseconds.
     pub(crate) now_ms: u64,
 }
@@ -80,14 +82,23 @@ fn envelope(key_id: &str, unsealed: Unsealed<'_>, random: [u8; 10]) -> Vec<u8> {
         length(unsealed.payload.len(), &mut bytes);
         bytes.extend_from_slice(unsealed.payload);
     }
+    let (before, after) = {
+        let place = unsealed.attributes.partition_point(|(name, _)| *name < attributes::ID);
+        unsealed.attributes.split_at(place)
+    };
+    before.iter().for_each(|(name, value)| attribute(name, value, &mut bytes));
     attribute(attributes::ID, id.hyphenated().encode_lower(&mut id_text), &mut bytes);
     attribute(attributes::ISSUED_AT_MS, digits(now_ms, &mut ms_text), &mut bytes);
     attribute(attributes::KEY_ID, key_id, &mut bytes);
     attribute(attributes::SOURCE, unsealed.source, &mut bytes);
     attribute(attributes::STREAM, unsealed.stream, &mut bytes);
+    let place = after.partition_point(|(name, _)| *name < attributes::TRACEPARENT);
+    let (between, after) = after.split_at(place);
+    between.iter().for_each(|(name, value)| attribute(name, value, &mut bytes));
     if let Some(traceparent) = unsealed.traceparent {
         attribute(attributes::TRACEPARENT, traceparent, &mut bytes);
     }
+    after.iter().for_each(|(name, value)| attribute(name, value, &mut bytes));
     bytes
 }
 
@@ -129,12 +140,16 @@ mod tests {
             now_ms: u64,
             random: [u8; 10],
             number in 0..22,
+            more in proptest::collection::btree_map("[a-n][a-z-]{0,9}|p[a-z-]{0,9}|u[a-z]{0,9}", ".{0,20}", 0..4),
         ) {
+            let more: Vec<(&str, &str)> =
+                more.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             let now_ms = now_ms >> 16;
             let Ok(kind) = BusMessageType::try_from(number) else { return Ok(()) };
             let traceparent = traceparent.as_deref();
             let unsealed = Unsealed {
                 kind, payload: &payload, source: &source, stream: &stream, traceparent, now_ms,
+                attributes: &more,
             };
             let written = envelope("0123abcd", unsealed, random);
             let id = uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid();
@@ -148,6 +163,7 @@ mod tests {
             if let Some(traceparent) = traceparent {
                 attributes.insert(attributes::TRACEPARENT.to_owned(), traceparent.to_owned());
             }
+            attributes.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
             let envelope = BusEnvelope { message_type: kind as i32, payload, attributes };
             prop_assert_eq!(written, envelope.encode_to_vec());
         }
@@ -162,6 +178,7 @@ mod tests {
             source: "test",
             stream: "s",
             traceparent: None,
+            attributes: &[],
             now_ms: 1_700_000_000_000,
         };
         let id = || {

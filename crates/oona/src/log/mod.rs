@@ -29,6 +29,9 @@ pub use self::redis::{About, Capabilities, ServerKind, check_url, probe};
 use self::redis::{RedisLog, RedisReader};
 pub(crate) use self::redis::{hash_tag, is_cluster};
 
+/// An entry to append: the stream's name in the log, and the fields.
+pub(crate) type Append<'a> = (&'a str, [(&'a [u8], &'a [u8]); 2]);
+
 /// The backlog of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GroupInfo {
@@ -224,6 +227,16 @@ impl Log {
             }
             Self::Redis(log) => log.append_many(stream, entries, urgent).await,
         }
+    }
+
+    /// Appends answers and acknowledges what they answer, all or nothing.
+    pub(crate) async fn answer(
+        &self,
+        answers: &[Append<'_>],
+        seat: &Seat,
+        ids: &[EntryId],
+    ) -> Result<(), LogError> {
+        either!(self, log => log.answer(answers, seat, ids).await)
     }
 
     /// Makes stream and group, from the stream's beginning. `false` when the group was there.

@@ -145,6 +145,7 @@ pub(super) fn decode_frame(mut bytes: &[u8]) -> Option<(Vec<Change>, Vec<Claim>)
                 id: id(from)?,
                 value: Bytes::copy_from_slice(part(from)?),
                 owed: true,
+                shown: false,
             },
             tag::CURSOR => Change::Cursor { stream, group: u32(from)?, at: id(from)? },
             tag::DELIVERED => Change::Delivered {
@@ -242,7 +243,7 @@ mod tests {
             }),
             place().prop_map(|(stream, group)| Change::RemoveGroup { stream, group }),
             (any::<u16>(), any_id(), any::<Vec<u8>>()).prop_map(|(stream, id, value)| {
-                Change::Append { stream, id, value: value.into(), owed: true }
+                Change::Append { stream, id, value: value.into(), owed: true, shown: false }
             }),
             (place(), any_id()).prop_map(|((stream, group), at)| Change::Cursor {
                 stream,

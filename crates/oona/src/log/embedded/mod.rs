@@ -7,6 +7,11 @@
 //! is on disk; acknowledgements and claims are written in order behind it. A crash therefore loses
 //! nothing that was published, and at worst repeats what was handled in the last milliseconds.
 //!
+//! Kernel traffic is visible at once: its readers live in this process, so a crash that takes an
+//! entry takes what they did with it as well. Its publishers are answered when it is on disk, too,
+//! but for answers to requests: such an answer and the acknowledgement of its request stand in the
+//! journal in this order, and where both are lost the request is answered again.
+//!
 //! Why a journal in front of the store: a transaction of the store writes a dozen pages in as many
 //! places, and waits for all of them. A frame is one write at one place, and the store's work is done
 //! once for thousands of messages.
@@ -40,6 +45,7 @@ use tokio::sync::Semaphore;
 use crate::config::Config;
 use crate::entry::{EntryId, Fields};
 use crate::error::{BusError, LogError};
+use crate::stream::Stream;
 
 use self::journal::{Fault, Journal};
 use self::medium::{Disk, Medium, Memory, Part};
@@ -300,10 +306,14 @@ impl EmbeddedLog {
     pub(crate) async fn open(path: PathBuf, config: &Config) -> Result<Self, BusError> {
         let period_ms = u64::try_from(config.claim_ttl().as_millis()).unwrap_or(u64::MAX).max(1);
         let bytes_max = config.embedded_bytes_max;
+        let kernel_traffic = [Stream::KernelRequests, Stream::KernelReady, Stream::KernelErrors];
+        let prompt = kernel_traffic.map(|stream| config.streams.name(stream).to_owned());
         let opened = tokio::task::spawn_blocking(move || {
             let lock = lock::Lock::wait(&path, LOCK_WAIT)?;
             let disk = Arc::new(medium::Directory::of(&path));
-            Shared::open(path, disk, bytes_max, period_ms, Some(lock))
+            let shared = Shared::open(path, disk, bytes_max, period_ms, Some(lock))?;
+            shared.core().make_prompt(prompt);
+            Ok(shared)
         });
         match opened.await {
             Ok(opened) => opened.map(|shared| Self(Arc::new(Handle(Arc::new(shared))))),

@@ -14,7 +14,7 @@ use crate::entry::{EntryId, Fields, RawEntry};
 use crate::error::LogError;
 use crate::leaving::RELEASED;
 use crate::log::{
-    ConsumerSeen, Epitaph, GroupInfo, GroupLife, PendingEntry, PendingOf, Seat, dead,
+    Append, ConsumerSeen, Epitaph, GroupInfo, GroupLife, PendingEntry, PendingOf, Seat, dead,
 };
 
 impl EmbeddedLog {
@@ -80,19 +80,37 @@ impl EmbeddedLog {
     pub(crate) async fn ack(&self, seat: &Seat, ids: &[EntryId]) -> Result<(), LogError> {
         {
             let mut core = self.shared().core();
-            let Some((stream, queue)) = core.parts(&seat.stream) else { return Ok(()) };
-            let number = stream.number;
-            let Some(group) = stream.groups.get_mut(&seat.group) else { return Ok(()) };
-            for id in ids {
-                if group.pending.remove(id).is_some() {
-                    queue.push(Change::Settled { stream: number, group: group.number, id: *id });
-                }
-            }
+            core.settle(&seat.stream, &seat.group, ids);
+            self.shared().wake_writer(&mut core);
         }
-        {
-            self.shared().kick();
-            Ok(())
+        Ok(())
+    }
+
+    /// Appends answers and settles what they answer, in this order and in one frame. Nobody waits
+    /// for the disk: what a crash takes away it takes away from the end, hence an acknowledgement
+    /// without its answer never stands.
+    pub(crate) async fn answer(
+        &self,
+        answers: &[Append<'_>],
+        seat: &Seat,
+        ids: &[EntryId],
+    ) -> Result<(), LogError> {
+        let shared = self.shared();
+        let values: Vec<bytes::Bytes> =
+            answers.iter().map(|(_, fields)| codec::encode_fields(fields).into()).collect();
+        let mut core = shared.core();
+        if let Some(failure) = &core.journal_failure {
+            return Err(failure.clone());
         }
+        for value in &values {
+            shared.has_room_for(&core, value)?;
+        }
+        for ((stream, _), value) in answers.iter().zip(values) {
+            core.append(stream, value, true);
+        }
+        core.settle(&seat.stream, &seat.group, ids);
+        shared.wake_writer(&mut core);
+        Ok(())
     }
 
     pub(crate) async fn tick(&self, seat: &Seat) -> Result<Vec<ConsumerSeen>, LogError> {

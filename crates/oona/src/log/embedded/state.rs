@@ -46,6 +46,8 @@ pub(super) enum Change {
         /// Written later when it cannot be written now: an entry that was moved. A publisher's is
         /// given up instead, and the publisher is told.
         owed: bool,
+        /// Readers saw it when it was made, before it is on disk.
+        shown: bool,
     },
     Cursor {
         stream: StreamNo,
@@ -112,6 +114,8 @@ pub(super) struct Core {
     pub(super) waiting: Waiting,
     /// The last handle is gone: finish and leave.
     pub(super) closing: bool,
+    /// Names of the streams that are prompt.
+    prompt: Vec<String>,
 }
 
 /// What the writer waits for, hence when it has to be woken.
@@ -141,7 +145,12 @@ pub(super) struct Stream {
     pub(super) stored_last: EntryId,
     /// Deleted here, and still in the store.
     pub(super) hidden: BTreeSet<EntryId>,
-    /// Greatest id on disk, hence visible; readers wait on it.
+    /// Readers see what is appended at once: kernel traffic, of which nothing is left when the process
+    /// ends before the disk has it, neither the entry nor what was done with it.
+    pub(super) is_prompt: bool,
+    /// Entries that are queued and not visible yet.
+    pub(super) unshown: usize,
+    /// Greatest visible id; readers wait on it.
     pub(super) tail: watch::Sender<EntryId>,
     pub(super) groups: BTreeMap<String, Group>,
     pub(super) groups_made: GroupNo,
@@ -180,9 +189,21 @@ impl Stream {
             recent: BTreeMap::new(),
             stored_last: last,
             hidden: BTreeSet::new(),
+            is_prompt: false,
+            unshown: 0,
             tail: watch::Sender::new(last),
             groups: BTreeMap::new(),
             groups_made: 0,
+        }
+    }
+
+    /// An entry becomes visible, and counts as such. Readers are woken by the caller.
+    fn show(&mut self, id: EntryId, value: Bytes) {
+        self.len += 1;
+        self.bytes += entry_bytes(&value);
+        self.recent.insert(id, value);
+        for group in self.groups.values_mut() {
+            group.behind += 1;
         }
     }
 
@@ -241,6 +262,7 @@ impl Core {
             store_failure: None,
             waiting: Waiting::No,
             closing: false,
+            prompt: Vec::new(),
         }
     }
 
@@ -254,13 +276,25 @@ impl Core {
         Some((&mut self.streams[usize::from(*number)], &mut self.queue))
     }
 
+    /// Says whose readers see entries at once.
+    pub(super) fn make_prompt(&mut self, names: impl IntoIterator<Item = String>) {
+        self.prompt.extend(names);
+        for name in &self.prompt {
+            if let Some(number) = self.by_name.get(name) {
+                self.streams[usize::from(*number)].is_prompt = true;
+            }
+        }
+    }
+
     pub(super) fn ensure_stream(&mut self, name: &str) -> &mut Stream {
         let number = match self.by_name.get(name) {
             Some(number) => *number,
             None => {
                 let number = StreamNo::try_from(self.streams.len())
                     .unwrap_or_else(|_| panic!("a log has fewer than 65536 streams"));
-                self.streams.push(Stream::new(number, EntryId::ZERO, 0));
+                let mut stream = Stream::new(number, EntryId::ZERO, 0);
+                stream.is_prompt = self.prompt.iter().any(|prompt| prompt == name);
+                self.streams.push(stream);
                 self.by_name.insert(name.to_owned(), number);
                 self.queue.push(Change::NewStream { stream: number, name: name.into() });
                 number
@@ -274,17 +308,55 @@ impl Core {
         self.queued_bytes + self.streams.iter().map(|stream| stream.bytes).sum::<u64>()
     }
 
-    /// Gives the entry its id. It is not visible before the writer says so.
+    /// Gives the entry its id. On a prompt stream readers see it at once, unless one before it waits
+    /// for the disk or the disk is in trouble; else when the writer says so. What was seen is owed.
     pub(super) fn append(&mut self, name: &str, value: Bytes, owed: bool) -> EntryId {
         let now_ms = leyline::time::now_unix_ms();
-        self.queued_bytes += entry_bytes(&value);
+        let disk_is_sound = self.journal_failure.is_none();
         let stream = self.ensure_stream(name);
         // A clock that steps back must not give ids that readers have already passed.
         let id = EntryId { ms: now_ms, seq: 0 }.max(stream.last.next());
         stream.last = id;
-        let stream = stream.number;
-        self.queue.push(Change::Append { stream, id, value, owed });
+        let shown = stream.is_prompt && stream.unshown == 0 && disk_is_sound;
+        if shown {
+            stream.show(id, value.clone());
+            stream.tail.send_replace(id);
+        } else {
+            stream.unshown += 1;
+        }
+        let (stream, owed) = (stream.number, owed || shown);
+        if !shown {
+            self.queued_bytes += entry_bytes(&value);
+        }
+        self.queue.push(Change::Append { stream, id, value, owed, shown });
         id
+    }
+
+    /// Settles deliveries of a group; unknown ones are left alone.
+    pub(super) fn settle(&mut self, stream: &str, group: &str, ids: &[EntryId]) {
+        let Some((stream, queue)) = self.parts(stream) else { return };
+        let number = stream.number;
+        let Some(group) = stream.groups.get_mut(group) else { return };
+        for id in ids {
+            if group.pending.remove(id).is_some() {
+                queue.push(Change::Settled { stream: number, group: group.number, id: *id });
+            }
+        }
+    }
+
+    /// The journal could not write these: what publishers wanted and nobody saw is given up. Hands
+    /// back the rest, to be written later.
+    pub(super) fn give_up(&mut self, mut changes: Vec<Change>) -> Vec<Change> {
+        changes.retain(|change| match change {
+            Change::Append { stream, value, owed: false, .. } => {
+                self.queued_bytes = self.queued_bytes.saturating_sub(entry_bytes(value));
+                let stream = &mut self.streams[usize::from(*stream)];
+                stream.unshown = stream.unshown.saturating_sub(1);
+                false
+            }
+            _ => true,
+        });
+        changes
     }
 
     /// Takes out an entry of that size; `false` when somebody else was faster.
@@ -317,16 +389,11 @@ impl Core {
     /// The journal holds this frame: what was appended becomes visible.
     pub(super) fn journaled(&mut self, flight: Flight) {
         for change in &flight.changes {
-            let Change::Append { stream, id, value, .. } = change else { continue };
-            let bytes = entry_bytes(value);
-            self.queued_bytes = self.queued_bytes.saturating_sub(bytes);
+            let Change::Append { stream, id, value, shown: false, .. } = change else { continue };
+            self.queued_bytes = self.queued_bytes.saturating_sub(entry_bytes(value));
             let stream = &mut self.streams[usize::from(*stream)];
-            stream.len += 1;
-            stream.bytes += bytes;
-            stream.recent.insert(*id, value.clone());
-            for group in stream.groups.values_mut() {
-                group.behind += 1;
-            }
+            stream.unshown = stream.unshown.saturating_sub(1);
+            stream.show(*id, value.clone());
         }
         // Only now, each once: a reader that is woken finds the whole frame.
         for stream in &self.streams {

@@ -10,7 +10,6 @@ use tokio::sync::oneshot;
 
 use super::absorb::ABSORB_BYTES;
 use super::codec::{put_change, put_claim};
-use super::file::entry_bytes;
 use super::journal::HEAD_BYTES;
 use super::nonces::Claim;
 use super::state::{Change, Core, Flight, Ticket, Waiting};
@@ -173,15 +172,9 @@ impl Shared {
     /// The frame is not in the journal. What publishers wanted is given up and they are told; what
     /// happened in memory already is written later.
     fn give_back(&self, batch: Batch, error: &LogError) {
-        let Batch { mut changes, claims, tickets } = batch;
+        let Batch { changes, claims, tickets } = batch;
         let mut core = self.core();
-        changes.retain(|change| match change {
-            Change::Append { value, owed: false, .. } => {
-                core.queued_bytes = core.queued_bytes.saturating_sub(entry_bytes(value));
-                false
-            }
-            _ => true,
-        });
+        let changes = core.give_up(changes);
         core.queue.splice(..0, changes);
         if core.journal_failure.is_none() {
             tracing::error!(%error, "the embedded log cannot write");

@@ -48,12 +48,7 @@ impl RedisLog {
     }
 
     pub(crate) async fn ack(&self, seat: &Seat, ids: &[EntryId]) -> Result<(), LogError> {
-        let mut command = redis::cmd("XACK");
-        command.arg(&seat.stream).arg(&seat.group);
-        for id in ids {
-            command.arg(IdText::from(*id).as_bytes());
-        }
-        let _acknowledged: u64 = self.ask("acknowledge", false, &command).await?;
+        let _acknowledged: u64 = self.ask("acknowledge", false, &xack(seat, ids)).await?;
         Ok(())
     }
 
@@ -194,6 +189,15 @@ impl RedisLog {
         let mut connection = self.connection(false);
         self.bounded("dead letter", call.invoke_async(&mut connection)).await
     }
+}
+
+pub(super) fn xack(seat: &Seat, ids: &[EntryId]) -> Cmd {
+    let mut command = Cmd::with_capacity(3 + ids.len(), 24 * ids.len() + 80);
+    command.arg("XACK").arg(&seat.stream).arg(&seat.group);
+    for id in ids {
+        command.arg(IdText::from(*id).as_bytes());
+    }
+    command
 }
 
 fn located(error: LogError, seat: &Seat) -> LogError {
