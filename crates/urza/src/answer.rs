@@ -1,16 +1,21 @@
-//! The decision table: from a request for a kernel to its answer.
+//! The decision table: from what somebody wants to its answer.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use leyline::Message;
-use leyline::ids::BlueprintId;
 use leyline::wire::{KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest};
+use oona::attributes;
 
-use crate::demand::{Demand, WhyBuild};
+use crate::demand::{BuildRequest, Demand, WhyBuild};
 use crate::error::{FetchError, Remedy};
 use crate::library::Library;
 use crate::metrics::Answered;
+use crate::prefetch::{Unfit, Variants, Want};
 use crate::record::Record;
 
-/// The library has no artifact, and none is being built.
+/// The library has no artifact, and none will be built.
 pub const MISSING_ARTIFACT: &str = "missing_artifact";
 /// The record stands, the file does not.
 pub const ARTIFACT_NOT_FOUND: &str = "artifact_not_found";
@@ -18,13 +23,22 @@ pub const ARTIFACT_NOT_FOUND: &str = "artifact_not_found";
 pub const CHECKSUM_MISMATCH: &str = "checksum_mismatch";
 /// The library could not tell; ask again.
 pub const UNAVAILABLE: &str = "unavailable";
+/// It is being built; ask again.
+pub const COMPILING: &str = "compiling";
+/// The asker's own deadline was over before there was an answer.
+pub const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
+/// What was asked for does not fit the blueprint, or cannot be read.
+pub const INCOMPATIBLE: &str = "incompatible";
+/// The blueprint is only built under quarantine.
+pub const QUARANTINED: &str = "quarantined";
 
-/// What is known about a request.
-#[expect(clippy::large_enum_variant, reason = "short-lived, one for each message at work")]
-#[derive(Debug)]
+/// What is known about a want.
+#[derive(Debug, Clone)]
 pub(crate) enum Decision {
-    /// It can be answered.
-    Answer(Answer),
+    /// It is there, and is what its record says.
+    Ready(Arc<Record>),
+    /// It cannot be had: the stable reason.
+    Error(String),
     /// There is no record; somebody may build one.
     Missing,
 }
@@ -34,60 +48,100 @@ pub(crate) enum Decision {
 pub(crate) struct Answer {
     pub(crate) message: Message,
     pub(crate) outcome: Answered,
+    pub(crate) attributes: Vec<(&'static str, String)>,
 }
 
 impl Answer {
     /// An error with its reason.
     pub(crate) fn error(request: &KernelPrefetchRequest, reason: &str) -> Self {
-        let outcome = if reason == MISSING_ARTIFACT { Answered::Miss } else { Answered::Error };
+        let outcome = match reason {
+            MISSING_ARTIFACT => Answered::Miss,
+            COMPILING => Answered::Compiling,
+            DEADLINE_EXCEEDED => Answered::Late,
+            _ => Answered::Error,
+        };
         let message = Message::PrefetchError(KernelArtifactError {
             request_id: request.request_id.clone(),
             blueprint_id: request.blueprint_id.clone(),
             reason: reason.to_owned(),
         });
-        Self { message, outcome }
+        Self { message, outcome, attributes: Vec::new() }
     }
 
-    fn ready(request: &KernelPrefetchRequest, record: &Record) -> Self {
+    /// An error that says when to ask again.
+    pub(crate) fn later(request: &KernelPrefetchRequest, reason: &str, after: Duration) -> Self {
+        let mut answer = Self::error(request, reason);
+        answer.attributes.push((attributes::RETRY_AFTER_MS, after.as_millis().to_string()));
+        answer
+    }
+
+    /// The artifact's reference and digest; with the URL of this service's artifacts, also how to
+    /// fetch it from elsewhere.
+    pub(crate) fn ready(
+        request: &KernelPrefetchRequest,
+        record: &Record,
+        public_url: Option<&str>,
+    ) -> Self {
+        let checksum = record.digest.to_hex();
+        let mut attributes = Vec::new();
+        if let Some(url) = public_url {
+            let url = format!("{}/kernels/{checksum}", url.trim_end_matches('/'));
+            attributes.push((attributes::KERNEL_URL, url));
+        }
         let message = Message::PrefetchReady(KernelArtifactReady {
             request_id: request.request_id.clone(),
             blueprint_id: request.blueprint_id.clone(),
-            artifact_ref: record.path.to_string_lossy().into_owned(),
-            checksum: record.digest.to_hex(),
+            artifact_ref: reference(&record.path),
+            checksum,
             guard_digest: record.guard_digest.to_hex(),
             prewarm_p50_ms: record.prewarm.p50_ms() as f32,
             prewarm_p95_ms: record.prewarm.p95_ms() as f32,
         });
-        Self { message, outcome: Answered::Hit }
+        Self { message, outcome: Answered::Hit, attributes }
     }
 }
 
+fn reference(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
 /// Decides, in the contract's order. An artifact that is gone or corrupt is put into quarantine and
-/// ordered anew; the request learns what was found.
+/// ordered anew; who asked learns what was found.
 pub(crate) async fn decide(
     library: &Library,
     demand: &Demand,
-    request: &KernelPrefetchRequest,
+    variants: &Variants,
+    want: &Want,
 ) -> Decision {
-    let blueprint = BlueprintId::new(request.blueprint_id.clone());
-    let record = match library.find(&blueprint).await {
+    let found = if want.is_default() {
+        library.find(&want.blueprint).await
+    } else {
+        match variants.job(want) {
+            Ok(job) => library.find_job(&job).await,
+            Err(Unfit::Unknown) => return Decision::Error(MISSING_ARTIFACT.to_owned()),
+            Err(Unfit::Refused { reason, detail }) => {
+                tracing::warn!(%want, %reason, %detail, "no kernel of this kind is built, request refused");
+                return Decision::Error(reason);
+            }
+        }
+    };
+    let record = match found {
         Ok(Some(record)) => record,
         Ok(None) => return Decision::Missing,
         Err(error) => {
-            tracing::warn!(%blueprint, error = &error as &dyn std::error::Error, "library cannot tell, request answered as unavailable");
-            return Decision::Answer(Answer::error(request, UNAVAILABLE));
+            tracing::warn!(%want, error = &error as &dyn std::error::Error, "library cannot tell, request answered as unavailable");
+            return Decision::Error(UNAVAILABLE.to_owned());
         }
     };
-    let answer = match library.verify(&record).await {
-        Ok(_) => Answer::ready(request, &record),
+    match library.verify(&record).await {
+        Ok(_) => Decision::Ready(Arc::new(record)),
         Err(fault) => {
             if fault.remedy() != Remedy::Retry {
                 replace(library, demand, &record, &fault).await;
             }
-            Answer::error(request, reason(&fault))
+            Decision::Error(reason(&fault).to_owned())
         }
-    };
-    Decision::Answer(answer)
+    }
 }
 
 const fn reason(fault: &FetchError) -> &'static str {
@@ -112,7 +166,12 @@ pub(crate) async fn replace(
     if let Err(error) = library.quarantine(record, fault).await {
         tracing::error!(%blueprint, error = &error as &dyn std::error::Error, "artifact not marked as quarantined");
     }
-    if demand.order(blueprint, WhyBuild::Rebuild).is_none() {
+    let order = BuildRequest {
+        parameters: record.job.parameters.clone(),
+        site: Some(record.job.site.clone()),
+        ..BuildRequest::of(blueprint.clone(), WhyBuild::Rebuild)
+    };
+    if demand.place(order).is_none() {
         tracing::warn!(%blueprint, "rebuild not ordered, the next request orders it");
     }
 }

@@ -33,7 +33,10 @@ mod record;
 pub mod store;
 mod verify;
 
-pub use answer::{ARTIFACT_NOT_FOUND, CHECKSUM_MISMATCH, MISSING_ARTIFACT, UNAVAILABLE};
+pub use answer::{
+    ARTIFACT_NOT_FOUND, CHECKSUM_MISMATCH, COMPILING, DEADLINE_EXCEEDED, INCOMPATIBLE,
+    MISSING_ARTIFACT, QUARANTINED, UNAVAILABLE,
+};
 pub use config::{CatalogueUrl, Config, ConfigFault};
 pub use demand::{BuildAnswer, BuildOrder, BuildRequest, Demand, Placed, Queued, WhyBuild};
 pub use download::{Download, DownloadFault, KERNEL_URL, SIGNATURE, kernel_url};
@@ -44,6 +47,6 @@ pub use library::Library;
 pub use maintenance::{Maintenance, MaintenanceConfig, Scrubbed};
 pub use measurement::Measurement;
 pub use metrics::Metrics;
-pub use prefetch::{PrefetchConfig, Prefetcher};
+pub use prefetch::{PrefetchConfig, Prefetcher, Unfit, Variants, Want};
 pub use prewarm::{Prewarm, SAMPLES_MAX, percentile};
 pub use record::{NewArtifact, Page, Record, RecordId, RecordState, Role};

@@ -35,6 +35,10 @@ pub(crate) enum Answered {
     Miss,
     /// With another error.
     Error,
+    /// With `compiling`: the build goes on.
+    Compiling,
+    /// With `deadline_exceeded`.
+    Late,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -66,6 +70,8 @@ pub struct Metrics {
     pub(crate) unsent: Counter,
     pub(crate) foreign: Counter,
     pub(crate) waiting: Gauge,
+    pub(crate) queued: Gauge,
+    pub(crate) coalesced: Counter,
 }
 
 impl Metrics {
@@ -89,6 +95,8 @@ impl Metrics {
             unsent: Counter::default(),
             foreign: Counter::default(),
             waiting: Gauge::default(),
+            queued: Gauge::default(),
+            coalesced: Counter::default(),
         };
         metrics.describe(registry);
         metrics
@@ -117,7 +125,13 @@ impl Metrics {
         prefetch.register("last_milliseconds", "The same, of the last one", m.answer_last_ms);
         prefetch.register("unsent", "Answers that the bus refused; the request stays", m.unsent);
         prefetch.register("foreign", "Messages on the stream that are no request", m.foreign);
-        prefetch.register("waiting", "Requests that wait for a build", m.waiting);
+        prefetch.register("waiting", "Requests that wait for a look or a build", m.waiting);
+        prefetch.register("queued", "Requests that wait for their turn", m.queued);
+        prefetch.register(
+            "coalesced",
+            "Requests that shared the look or the build of an equal one",
+            m.coalesced,
+        );
     }
 
     /// Counts a lookup and how long it took.
@@ -154,7 +168,12 @@ impl Metrics {
         vec![
             point("urza.prefetch.hits", self.answers(Answered::Hit), "count"),
             point("urza.prefetch.misses", self.answers(Answered::Miss), "count"),
-            point("urza.prefetch.errors", self.answers(Answered::Error), "count"),
+            point(
+                "urza.prefetch.errors",
+                self.answers(Answered::Error) + self.answers(Answered::Late),
+                "count",
+            ),
+            point("urza.prefetch.compiling", self.answers(Answered::Compiling), "count"),
             point("urza.prefetch.latency_ms", self.answer_last_ms.get(), "ms"),
             point("urza.library.cache_hits", self.lookups(Lookup::Hit) + conservative, "count"),
             point("urza.library.cache_misses", self.lookups(Lookup::Miss), "count"),

@@ -73,6 +73,7 @@ async fn a_request_for_what_is_not_compiled_yet_is_answered_when_it_is() {
         bus: process.bus.clone(),
         library: process.library.clone(),
         demand,
+        variants: urza::Variants::none(),
         config: PrefetchConfig::default(),
         metrics: urza::Metrics::register(&mut Registry::default()),
         heartbeat: Heartbeat::detached(),

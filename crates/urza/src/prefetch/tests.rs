@@ -1,7 +1,9 @@
 //! A request that panics its handler, injected here since none is known that does.
 
+use leyline::Message;
 use leyline::sign::{Keyring, Secret};
 use leyline::time::{now_unix_ms, timestamp};
+use leyline::wire::{KernelPrefetchRequest, MessagePriority};
 use oona::{EntryId, LogChoice};
 use prometheus_client::registry::Registry;
 
@@ -65,6 +67,7 @@ async fn a_poison_request_ends_among_the_dead_letters_and_the_worker_goes_on() {
         bus: bus.clone(),
         library,
         demand: Demand::nobody(),
+        variants: Variants::none(),
         config: PrefetchConfig::default(),
         metrics,
         heartbeat: heartbeat.clone(),

@@ -147,13 +147,16 @@ async fn a_build_that_does_not_happen_is_answered_at_once() {
 #[tokio::test]
 async fn waiting_ends_and_a_restarted_builder_is_asked_again() {
     let mut s = service().await;
-    s.config.build_wait = Duration::from_millis(1500);
+    s.config.compiling_after = Duration::from_millis(1500);
     let (demand, mut orders) = Demand::channel();
     s.serve(demand, async |s| {
         s.ask("r1", "BP002").await;
         drop(orders.recv().await.unwrap());
         let _again = orders.recv().await.unwrap();
-        assert_eq!(s.error().await.reason, "missing_artifact");
+        let (error, attributes) = s.error_with_attributes().await;
+        assert_eq!(error.reason, "compiling");
+        let retry_after_ms: u64 = attributes["retry-after-ms"].parse().unwrap();
+        assert!((250..=30_000).contains(&retry_after_ms), "{retry_after_ms}");
     })
     .await;
 }

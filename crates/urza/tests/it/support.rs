@@ -113,7 +113,7 @@ pub async fn service_with(change: impl FnOnce(oona::Config) -> oona::Config) -> 
     let ready = bus.consumer(ConsumerSpec::new(Stream::KernelReady, "trainer"));
     let errors = bus.consumer(ConsumerSpec::new(Stream::KernelErrors, "trainer"));
     let config =
-        PrefetchConfig { build_wait: Duration::from_secs(10), ..PrefetchConfig::default() };
+        PrefetchConfig { compiling_after: Duration::from_secs(10), ..PrefetchConfig::default() };
     Service { fixture, bus, config, ready, errors }
 }
 
@@ -128,6 +128,7 @@ impl Service {
             bus: self.bus.clone(),
             library: self.fixture.library.clone(),
             demand,
+            variants: urza::Variants::none(),
             config: self.config.clone(),
             metrics: self.fixture.metrics.clone(),
             heartbeat: Heartbeat::detached(),
@@ -195,12 +196,51 @@ impl Service {
         ready
     }
 
+    /// The next kernel, with the attributes of its envelope.
+    pub async fn ready_with_attributes(
+        &mut self,
+    ) -> (KernelArtifactReady, BTreeMap<String, String>) {
+        let delivery = self.ready.recv().await.unwrap();
+        let Message::PrefetchReady(ready) = delivery.message.clone() else {
+            panic!("{delivery:?}")
+        };
+        let attributes = delivery.attributes.clone();
+        delivery.ack().await.unwrap();
+        (ready, attributes)
+    }
+
     pub async fn error(&mut self) -> KernelArtifactError {
+        self.error_with_attributes().await.0
+    }
+
+    /// The next error, with the attributes of its envelope.
+    pub async fn error_with_attributes(
+        &mut self,
+    ) -> (KernelArtifactError, BTreeMap<String, String>) {
         let delivery = self.errors.recv().await.unwrap();
         let Message::PrefetchError(error) = delivery.message.clone() else {
             panic!("{delivery:?}")
         };
+        let attributes = delivery.attributes.clone();
         delivery.ack().await.unwrap();
-        error
+        (error, attributes)
+    }
+
+    /// Asks with attributes, given in the order of their names.
+    pub async fn ask_with(&self, request: &str, blueprint: &str, attributes: &[(&str, &str)]) {
+        let message = &Message::PrefetchRequest(KernelPrefetchRequest {
+            request_id: request.to_owned(),
+            blueprint_id: blueprint.to_owned(),
+            training_run_id: "run".to_owned(),
+            issued_at: Some(timestamp(now_unix_ms())),
+        });
+        let outgoing = Outgoing {
+            stream: Stream::KernelRequests,
+            priority: MessagePriority::Normal,
+            source: "test",
+            message,
+            traceparent: None,
+        };
+        assert!(self.bus.send_with(outgoing, attributes).await.unwrap().is_sent());
     }
 }

@@ -39,6 +39,7 @@ pub(super) async fn measure(bus: &Bus, directory: &Path) -> Result<Duration, Bus
         bus: bus.clone(),
         library: library.clone(),
         demand: Demand::nobody(),
+        variants: urza::Variants::none(),
         config: PrefetchConfig { group: SERVICE_GROUP.to_owned(), ..PrefetchConfig::default() },
         metrics,
         heartbeat: Heartbeat::detached(),

@@ -235,6 +235,7 @@ fn prefetch(parts: &Parts) -> Build {
             bus: parts.bus.clone(),
             library: parts.library.clone(),
             demand: parts.forge.demand.clone(),
+            variants: urza::Variants::none(),
             config: urza::PrefetchConfig { group: GROUP.to_owned(), ..Default::default() },
             metrics: parts.metrics.urza.clone(),
             heartbeat: context.heartbeat,
