@@ -18,3 +18,9 @@ pub mod settings;
 pub mod supervisor;
 pub mod training;
 mod wiring;
+
+/// Measures what `weatherlight kernels bench` measures, for `cargo bench`.
+#[doc(hidden)]
+pub fn bench_kernels(quick: bool) -> std::process::ExitCode {
+    cli::bench_kernels(quick)
+}

@@ -134,6 +134,41 @@ pub fn queue_dir(settings: &EsperSettings) -> PathBuf {
     set.unwrap_or_else(|| settings.urza_artifact_dir.join("forge/jobs"))
 }
 
+/// The prefetch worker's settings.
+pub fn prefetch_config(settings: &EsperSettings, group: &str) -> urza::PrefetchConfig {
+    urza::PrefetchConfig {
+        group: group.to_owned(),
+        compiling_after: settings.urza_compiling_after,
+        ..urza::PrefetchConfig::default()
+    }
+}
+
+/// Which job makes a kernel with parameters or at a site of the asker's choice: what is not named is
+/// the forge's own.
+pub fn variants(config: &tezzeret::Config) -> urza::Variants {
+    let config = config.clone();
+    urza::Variants::new(move |want| {
+        let refused = |reason: &str, detail: String| urza::Unfit::Refused {
+            reason: reason.to_owned(),
+            detail,
+        };
+        let blueprint = karn::find(&want.blueprint).ok_or(urza::Unfit::Unknown)?;
+        if !blueprint.graftable() {
+            let detail = format!("{} is built under quarantine only", want.blueprint);
+            return Err(refused(urza::QUARANTINED, detail));
+        }
+        let site = want.site.as_deref().map_or(Ok(config.site), str::parse::<karn::Site>);
+        let site = site.map_err(|fault| refused(urza::INCOMPATIBLE, fault.to_string()))?;
+        let mut parameters = blueprint.midpoints();
+        for (name, value) in want.parameters() {
+            parameters.insert(name, value);
+        }
+        let job = tezzeret::Job::with(blueprint, parameters, site, &config)
+            .map_err(|fault| refused(urza::INCOMPATIBLE, fault.to_string()))?;
+        Ok(job.key())
+    })
+}
+
 /// The seed manager's settings.
 pub fn seed_config(settings: &EsperSettings) -> kasmina::Config {
     kasmina::Config {
@@ -220,6 +255,8 @@ mod tests {
         assert_eq!(ours, theirs);
         assert_eq!(library_config(&settings).unwrap(), urza::Config::default());
         assert_eq!(forge_config(&settings), tezzeret::Config::default());
+        let prefetch = prefetch_config(&settings, "weatherlight");
+        assert_eq!(prefetch, urza::PrefetchConfig::default());
         assert_eq!(seed_config(&settings), kasmina::Config::default());
         assert_eq!(policy_config(&settings), tamiyo::Config::default());
         assert_eq!(ingest_config(&settings), nissa::IngestConfig::default());
@@ -238,6 +275,36 @@ mod tests {
         assert_eq!(queue(&[]), PathBuf::from("./var/urza/forge/jobs"));
         assert_eq!(queue(&["URZA_ARTIFACT_DIR=/a/b"]), PathBuf::from("/a/forge/jobs"));
         assert_eq!(queue(&["TEZZERET_QUEUE_DIR=/q"]), PathBuf::from("/q"));
+    }
+
+    #[test]
+    fn a_variant_is_keyed_as_the_forge_keys_it_or_refused_with_a_reason() {
+        let config = tezzeret::Config::default();
+        let variants = variants(&config);
+        let want = |blueprint: &str, site: Option<&str>, parameters: Option<&str>| urza::Want {
+            blueprint: blueprint.into(),
+            site: site.map(str::to_owned),
+            parameters: parameters.map(str::to_owned),
+        };
+        let wide = tezzeret::Job::with(
+            karn::find(&"BP009".into()).unwrap(),
+            karn::find(&"BP009".into()).unwrap().midpoints(),
+            karn::Site::Vector { features: 64 },
+            &config,
+        );
+        let named = variants.job(&want("BP009", Some("vector[64]"), None));
+        assert_eq!(named.unwrap(), wide.unwrap().key());
+        let reason = |want| match variants.job(&want).unwrap_err() {
+            urza::Unfit::Unknown => "unknown".to_owned(),
+            urza::Unfit::Refused { reason, detail } => {
+                assert!(!detail.is_empty());
+                reason
+            }
+        };
+        assert_eq!(reason(want("BP099", Some("vector[64]"), None)), "unknown");
+        assert_eq!(reason(want("BP043", Some("vector[64]"), None)), "quarantined");
+        assert_eq!(reason(want("BP009", Some("vector"), None)), "incompatible");
+        assert_eq!(reason(want("BP009", None, Some(r#"{"nonesuch":1.0}"#))), "incompatible");
     }
 
     #[test]

@@ -94,7 +94,11 @@ impl Variants {
         Self::new(move |_| Err(refused.clone()))
     }
 
-    pub(crate) fn job(&self, want: &Want) -> Result<JobKey, Unfit> {
+    /// The job that makes it.
+    ///
+    /// # Errors
+    /// [`Unfit`] when there is none, with the reason that the asker is told.
+    pub fn job(&self, want: &Want) -> Result<JobKey, Unfit> {
         (self.0)(want)
     }
 }
@@ -219,8 +223,8 @@ mod tests {
         read(&request(), &given(pairs), now, now_unix_ms)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_request_without_attributes_wants_the_default() {
+    #[test]
+    fn a_request_without_attributes_wants_the_default() {
         let now = Instant::now();
         let asked = read_at(&[("oona-id", "x"), ("kernel-colour", "red")], now, 1_000_000).unwrap();
         assert!(asked.want.is_default());
@@ -228,8 +232,8 @@ mod tests {
         assert_eq!((asked.want.blueprint.as_str(), asked.rank), ("BP009", rank));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn equal_parameters_are_one_want_however_they_are_written() {
+    #[test]
+    fn equal_parameters_are_one_want_however_they_are_written() {
         let now = Instant::now();
         let want = |json| read_at(&[("kernel-parameters", json)], now, 0).unwrap().want;
         let one = want(r#"{"b": 2, "a": 0.50}"#);
@@ -239,8 +243,8 @@ mod tests {
         assert_eq!(one.to_string(), r#"BP009 with {"a":0.5,"b":2.0}"#);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_deadline_counts_from_the_issue() {
+    #[test]
+    fn a_deadline_counts_from_the_issue() {
         let now = Instant::now();
         let deadline = |pairs: &[(&str, &str)], unix_ms| read_at(pairs, now, unix_ms).unwrap().rank.deadline;
         let after = |ms| Some(now + Duration::from_millis(ms));
@@ -251,8 +255,8 @@ mod tests {
         assert_eq!(deadline(&signed, 1_002_000), after(4000));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_read_is_named() {
+    #[test]
+    fn what_cannot_be_read_is_named() {
         let now = Instant::now();
         let long = format!("{{\"a\":{}1}}", " ".repeat(PARAMETERS_BYTES_MAX));
         for (name, value) in [

@@ -2,6 +2,7 @@
 //! run. Every measurement is a median over many repetitions.
 
 mod bus;
+pub mod kernels;
 mod prefetch;
 mod supervisor;
 mod training;

@@ -270,6 +270,17 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 }
 
 /// The service's runtime. Training runs on threads of its own, so a few workers suffice.
+/// See [`crate::bench_kernels`].
+pub(crate) fn bench_kernels(quick: bool) -> std::process::ExitCode {
+    match kernels::for_cargo(quick) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{}", failure.as_text());
+            std::process::ExitCode::from(failure.code())
+        }
+    }
+}
+
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)

@@ -235,8 +235,8 @@ fn prefetch(parts: &Parts) -> Build {
             bus: parts.bus.clone(),
             library: parts.library.clone(),
             demand: parts.forge.demand.clone(),
-            variants: urza::Variants::none(),
-            config: urza::PrefetchConfig { group: GROUP.to_owned(), ..Default::default() },
+            variants: parts.variants.clone(),
+            config: parts.prefetch.clone(),
             metrics: parts.metrics.urza.clone(),
             heartbeat: context.heartbeat,
         };

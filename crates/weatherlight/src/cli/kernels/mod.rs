@@ -1,5 +1,6 @@
 //! `weatherlight kernels`: the artifact library from the command line. Each command has a file of its own.
 
+mod bench;
 mod build;
 mod list;
 
@@ -12,6 +13,7 @@ use crate::service::AllMetrics;
 use crate::settings::EsperSettings;
 use crate::wiring;
 
+pub(super) use bench::for_cargo;
 pub(super) use list::{as_json, records};
 
 #[derive(Debug, Subcommand)]
@@ -25,6 +27,9 @@ pub enum Command {
     /// same library finds the result and tells of it. Ctrl-C stops at the next step and says what is left.
     #[command(after_help = build::EXAMPLES)]
     Build(build::Options),
+    /// Measure the way from a request to an attached kernel, each figure beside its baseline
+    #[command(after_help = "Example: weatherlight kernels bench --own-server --quick")]
+    Bench(bench::Arguments),
 }
 
 pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
@@ -32,6 +37,7 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
     match command {
         Command::List => list::run(&settings, global.json),
         Command::Build(options) => build::run(&settings, options, global.json),
+        Command::Bench(arguments) => bench::run(global, arguments),
     }
 }
 
