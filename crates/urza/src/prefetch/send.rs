@@ -130,7 +130,8 @@ impl Sender {
             }
             let now = Instant::now();
             for about in sent.into_values() {
-                self.metrics.answered(about.outcome, now.saturating_duration_since(about.received_at));
+                self.metrics
+                    .answered(about.outcome, now.saturating_duration_since(about.received_at));
             }
             sent = waiting;
             let Some(fault) = fault else { return };

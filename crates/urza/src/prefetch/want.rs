@@ -46,7 +46,10 @@ impl Want {
     /// The parameters by name; none when the request names none.
     pub fn parameters(&self) -> BTreeMap<String, f64> {
         // It was written by ourselves.
-        self.parameters.as_deref().and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
+        self.parameters
+            .as_deref()
+            .and_then(|json| serde_json::from_str(json).ok())
+            .unwrap_or_default()
     }
 }
 
@@ -215,11 +218,7 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    fn read_at(
-        pairs: &[(&str, &str)],
-        now: Instant,
-        now_unix_ms: u64,
-    ) -> Result<Asked, Malformed> {
+    fn read_at(pairs: &[(&str, &str)], now: Instant, now_unix_ms: u64) -> Result<Asked, Malformed> {
         read(&request(), &given(pairs), now, now_unix_ms)
     }
 
@@ -246,7 +245,8 @@ mod tests {
     #[test]
     fn a_deadline_counts_from_the_issue() {
         let now = Instant::now();
-        let deadline = |pairs: &[(&str, &str)], unix_ms| read_at(pairs, now, unix_ms).unwrap().rank.deadline;
+        let deadline =
+            |pairs: &[(&str, &str)], unix_ms| read_at(pairs, now, unix_ms).unwrap().rank.deadline;
         let after = |ms| Some(now + Duration::from_millis(ms));
         let pairs = [("kernel-deadline-ms", "5000")];
         assert_eq!(deadline(&pairs, 1_002_000), after(3000));

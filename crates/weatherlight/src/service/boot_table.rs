@@ -235,8 +235,8 @@ fn prefetch(parts: &Parts) -> Build {
             bus: parts.bus.clone(),
             library: parts.library.clone(),
             demand: parts.forge.demand.clone(),
-            variants: parts.variants.clone(),
-            config: parts.prefetch.clone(),
+            variants: wiring::variants(&wiring::forge_config(&parts.settings)),
+            config: wiring::prefetch_config(&parts.settings, GROUP),
             metrics: parts.metrics.urza.clone(),
             heartbeat: context.heartbeat,
         };

@@ -35,7 +35,8 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>, BenchError> {
     let rate = |span: Duration| bytes.len() as f64 / MIB / span.as_secs_f64();
     let sum = attached.iter_mut().map(|(_, span)| *span);
     let mut attached_spans: Vec<Duration> = sum.collect();
-    let conditions = format!("{:.0} MiB, median of {rounds}, in the page cache", bytes.len() as f64 / MIB);
+    let conditions =
+        format!("{:.0} MiB, median of {rounds}, in the page cache", bytes.len() as f64 / MIB);
     Ok(vec![
         Figure::new("first_verification", "MiB/s", rate(median(&mut verified)))
             .beside(rate(median(&mut raw)))
@@ -43,7 +44,9 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>, BenchError> {
             .under(format!("{conditions}; baseline: SHA-256 of the same bytes in memory")),
         Figure::new("load_and_attach_64MiB", "ms", median(&mut attached_spans).as_secs_f64() * 1e3)
             .at_most(5.0)
-            .under(format!("{conditions}; after verification, until graph and weights can be used")),
+            .under(format!(
+                "{conditions}; after verification, until graph and weights can be used"
+            )),
     ])
 }
 

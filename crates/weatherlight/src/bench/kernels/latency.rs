@@ -80,8 +80,14 @@ fn told(mut spans: Spans, kind: Kind, size: &str, rounds: usize) -> Vec<Figure> 
                 "{rounds} requests one at a time; baseline: three bare XADD one after another"
             );
             vec![
-                Figure::new(name("p50"), "us", p50).beside(raw).ratio_at_most(1.5).under(&conditions),
-                Figure::new(name("p99"), "us", p99).beside(raw_p99).at_most(5000.0).under(conditions),
+                Figure::new(name("p50"), "us", p50)
+                    .beside(raw)
+                    .ratio_at_most(1.5)
+                    .under(&conditions),
+                Figure::new(name("p99"), "us", p99)
+                    .beside(raw_p99)
+                    .at_most(5000.0)
+                    .under(conditions),
             ]
         }
         Kind::Embedded => {

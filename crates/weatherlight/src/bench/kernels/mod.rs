@@ -73,7 +73,8 @@ impl Bench {
     /// A directory of its own for one measurement.
     fn room(&self, name: &str) -> Result<PathBuf, BenchError> {
         let path = self.directory.join(name);
-        std::fs::create_dir_all(&path).map_err(|source| BenchError::Io { path: path.clone(), source })?;
+        std::fs::create_dir_all(&path)
+            .map_err(|source| BenchError::Io { path: path.clone(), source })?;
         Ok(path)
     }
 }

@@ -106,7 +106,9 @@ impl Stage {
     }
 
     /// A bare connection to the same server.
-    pub(super) async fn raw(&self) -> Result<Option<redis::aio::MultiplexedConnection>, BenchError> {
+    pub(super) async fn raw(
+        &self,
+    ) -> Result<Option<redis::aio::MultiplexedConnection>, BenchError> {
         let Some(url) = &self.redis_url else { return Ok(None) };
         let client = redis::Client::open(url.as_str())?;
         Ok(Some(client.get_multiplexed_async_connection().await?))
@@ -118,15 +120,19 @@ impl Stage {
     }
 
     /// Stops the worker and removes what was left on the server.
-    pub(super) async fn close(self) -> Result<(), BenchError> {
+    pub(super) async fn close(mut self) -> Result<(), BenchError> {
         self.stop.cancel();
-        self.worker.await.map_err(|_| BenchError::Panicked)??;
+        (&mut self.worker).await.map_err(|_| BenchError::Panicked)??;
         self.library.close().await;
         if let Some(mut raw) = self.raw().await? {
             let mut cursor = 0_u64;
             loop {
                 let mut scan = redis::cmd("SCAN");
-                scan.arg(cursor).arg("MATCH").arg(format!("{}*", self.prefix)).arg("COUNT").arg(1000);
+                scan.arg(cursor)
+                    .arg("MATCH")
+                    .arg(format!("{}*", self.prefix))
+                    .arg("COUNT")
+                    .arg(1000);
                 let (next, keys): (u64, Vec<String>) = scan.query_async(&mut raw).await?;
                 if !keys.is_empty() {
                     redis::cmd("UNLINK").arg(&keys).query_async::<()>(&mut raw).await?;

@@ -134,7 +134,8 @@ async fn ask(
         let (_, message) = request(&blueprint);
         let bus = bus.clone();
         publishing.push(async move {
-            bus.publish(Stream::KernelRequests, MessagePriority::High, "weatherlight", &message).await
+            bus.publish(Stream::KernelRequests, MessagePriority::High, "weatherlight", &message)
+                .await
         });
     }
     while let Some(done) = publishing.next().await {
@@ -143,9 +144,7 @@ async fn ask(
     Ok(())
 }
 
-fn accepted(
-    done: Option<Result<oona::Outcome, oona::PublishError>>,
-) -> Result<(), BenchError> {
+fn accepted(done: Option<Result<oona::Outcome, oona::PublishError>>) -> Result<(), BenchError> {
     match done {
         Some(outcome) => outcome?.is_sent().then_some(()).ok_or(BenchError::Refused),
         None => Ok(()),
