@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod admission;
+mod answers;
 mod capabilities;
 mod captured;
 mod checks;

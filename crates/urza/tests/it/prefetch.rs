@@ -1,15 +1,19 @@
 //! The prefetch worker on the embedded bus: the decision table, builds that are waited for, and
 //! what happens when the store, the bus or the builder fails.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
 use leyline::Message;
 use leyline::ids::BlueprintId;
-use leyline::wire::{KernelArtifactReady, KernelCatalogUpdate};
+use leyline::wire::{KernelArtifactReady, KernelCatalogUpdate, MessagePriority};
 use oona::{ConsumerSpec, EntryId, Stream, TraceContext};
 use prometheus_client::registry::Registry;
-use urza::{BuildAnswer, Demand, Metrics, Page, RecordState, WhyBuild};
+use urza::{
+    BuildAnswer, Config, Demand, JobKey, Library, Metrics, Page, RecordState, Role, Unfit,
+    Variants, WhyBuild,
+};
 
 use crate::support::{artifact, service, service_with};
 
@@ -360,4 +364,148 @@ fn unsent(registry: &Registry) -> u64 {
     prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
     let line = text.lines().find(|line| line.contains("prefetch_unsent_total"));
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap()
+}
+
+/// A shop whose only variant is `BP002` at `vector[64]`.
+fn variants() -> Variants {
+    Variants::new(|want| {
+        if want.blueprint.as_str() != "BP002" {
+            return Err(Unfit::Unknown);
+        }
+        match want.site.as_deref() {
+            Some("vector[64]") => {
+                Ok(JobKey { site: "vector[64]".to_owned(), ..artifact("BP002", b"").job })
+            }
+            _ => Err(Unfit::Refused {
+                reason: "incompatible".to_owned(),
+                detail: "only vector[64] is known".to_owned(),
+            }),
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_variant_is_found_by_its_job_and_built_on_demand() {
+    let mut s = service().await;
+    s.variants = variants();
+    s.fixture.library.store(artifact("BP002", b"default")).await.unwrap();
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask_with("r1", "BP002", &[("kernel-priority", "high"), ("kernel-site", "vector[64]")])
+            .await;
+        let order = orders.recv().await.unwrap();
+        assert_eq!(order.request.site.as_deref(), Some("vector[64]"));
+        assert_eq!(order.request.priority, MessagePriority::High);
+        let mut variant = artifact("BP002", b"variant");
+        (variant.job.site, variant.role) = ("vector[64]".to_owned(), Role::Variant);
+        let record = s.fixture.library.store(variant).await.unwrap();
+        assert_eq!(s.ready().await.checksum, record.digest.to_hex());
+        s.ask_with("r2", "BP002", &[("kernel-site", "vector[64]")]).await;
+        assert_eq!(s.ready().await.checksum, record.digest.to_hex());
+        s.ask("r3", "BP002").await;
+        assert_ne!(s.ready().await.checksum, record.digest.to_hex(), "the default is another");
+        for (request, attributes) in [
+            ("r4", [("kernel-site", "vector[65]")]),
+            ("r5", [("kernel-parameters", "not JSON")]),
+            ("r6", [("kernel-deadline-ms", "soon")]),
+        ] {
+            s.ask_with(request, "BP002", &attributes).await;
+            let error = s.error().await;
+            assert_eq!(
+                (error.request_id.as_str(), error.reason.as_str()),
+                (request, "incompatible")
+            );
+        }
+        s.ask_with("r7", "BP003", &[("kernel-site", "vector[64]")]).await;
+        assert_eq!(s.error().await.reason, "missing_artifact");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deadline_that_is_over_is_said_so_at_once_and_ends_a_wait() {
+    let mut s = service().await;
+    s.fixture.library.store(artifact("BP001", b"here")).await.unwrap();
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask_with("over", "BP001", &[("kernel-deadline-ms", "0")]).await;
+        let error = s.error().await;
+        assert_eq!(
+            (error.request_id.as_str(), error.reason.as_str()),
+            ("over", "deadline_exceeded")
+        );
+        s.ask_with("waits", "BP002", &[("kernel-deadline-ms", "300")]).await;
+        let order = orders.recv().await.unwrap();
+        assert!(order.request.deadline_ms.is_some());
+        let error = s.error().await;
+        assert_eq!(
+            (error.request_id.as_str(), error.reason.as_str()),
+            ("waits", "deadline_exceeded")
+        );
+        // The build goes on, and whoever asks next finds it.
+        s.fixture.library.store(artifact("BP002", b"built")).await.unwrap();
+        s.ask_with("next", "BP002", &[("kernel-deadline-ms", "60000")]).await;
+        assert_eq!(s.ready().await.request_id, "next");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_too_long_is_told_compiling_and_finds_it_later() {
+    let mut s = service().await;
+    s.config.compiling_after = Duration::from_millis(50);
+    s.config.public_url = Some("https://kernels.example/".to_owned());
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask("r1", "BP002").await;
+        s.ask("r2", "BP002").await;
+        let order = orders.recv().await.unwrap();
+        for _ in 0..2 {
+            let (error, attributes) = s.error_with_attributes().await;
+            assert_eq!(error.reason, "compiling");
+            assert_eq!(attributes["retry-after-ms"], "2000", "nothing is known of builds yet");
+        }
+        assert!(orders.try_recv().is_err(), "one order for both");
+        let record = s.fixture.library.store(artifact("BP002", b"built")).await.unwrap();
+        let digest = record.digest.to_hex();
+        order.answer.send(BuildAnswer::Built(Box::new(record))).unwrap();
+        s.ask("r3", "BP002").await;
+        let (ready, attributes) = s.ready_with_attributes().await;
+        assert_eq!(ready.request_id, "r3");
+        assert_eq!(attributes["kernel-url"], format!("https://kernels.example/kernels/{digest}"));
+    })
+    .await;
+    assert_eq!(s.fixture.metric("urza.prefetch.compiling"), 2.0);
+}
+
+/// A thousand requests for one artifact that was never verified: one hash, a thousand answers.
+#[tokio::test]
+async fn equal_requests_share_one_verification() {
+    let mut registry = Registry::default();
+    let mut s = service().await;
+    s.fixture.metrics = Metrics::register(&mut registry);
+    let path = s.fixture.dir.path().to_owned();
+    s.fixture.library = Library::open(Config::at(&path), s.fixture.metrics.clone()).await.unwrap();
+    s.fixture.library.store(artifact("BP001", &vec![7; 1 << 20])).await.unwrap();
+    for n in 0..200 {
+        s.ask(&format!("r{n}"), "BP001").await;
+    }
+    let answered = s
+        .serve(Demand::nobody(), async |s| {
+            let mut answered = BTreeSet::new();
+            while answered.len() < 200 {
+                answered.insert(s.ready().await.request_id);
+            }
+            answered
+        })
+        .await;
+    assert_eq!(answered.len(), 200);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let count = |name: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap()
+    };
+    assert_eq!(count("urza_library_verifications_total"), 1);
+    assert!(count("urza_prefetch_coalesced_total") >= 150, "{text}");
 }

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use urza::{
     Config, Demand, JobKey, Library, Metrics, NewArtifact, PrefetchConfig, Prefetcher, Prewarm,
-    Role,
+    Role, Variants,
 };
 
 pub struct Fixture {
@@ -79,6 +79,7 @@ pub struct Service {
     pub fixture: Fixture,
     pub bus: Bus,
     pub config: PrefetchConfig,
+    pub variants: Variants,
     ready: Consumer,
     errors: Consumer,
 }
@@ -114,7 +115,7 @@ pub async fn service_with(change: impl FnOnce(oona::Config) -> oona::Config) -> 
     let errors = bus.consumer(ConsumerSpec::new(Stream::KernelErrors, "trainer"));
     let config =
         PrefetchConfig { compiling_after: Duration::from_secs(10), ..PrefetchConfig::default() };
-    Service { fixture, bus, config, ready, errors }
+    Service { fixture, bus, config, variants: Variants::none(), ready, errors }
 }
 
 impl Service {
@@ -128,7 +129,7 @@ impl Service {
             bus: self.bus.clone(),
             library: self.fixture.library.clone(),
             demand,
-            variants: urza::Variants::none(),
+            variants: self.variants.clone(),
             config: self.config.clone(),
             metrics: self.fixture.metrics.clone(),
             heartbeat: Heartbeat::detached(),

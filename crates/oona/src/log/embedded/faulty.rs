@@ -446,3 +446,92 @@ fn copy(files: &Files) -> Files {
     };
     files.iter().map(one).collect()
 }
+
+const ANSWERS: &str = "answers";
+
+/// Requests that are answered before the disk has them: whenever the machine stops, a request that
+/// was accepted is still to be answered, or its answer stands. Never is it acknowledged without.
+async fn check_answers(seed: u64) -> (usize, usize) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let disk = TestDisk::of(Files::default());
+    let log = open(&disk).unwrap();
+    log.shared().core().make_prompt([STREAM, ANSWERS].map(str::to_owned));
+    log.create_group(STREAM, GROUP).await.unwrap();
+    log.create_group(ANSWERS, GROUP).await.unwrap();
+    let mut reader = log.reader(seat());
+    let mut accepted = Vec::new();
+    for number in 0..random.random_range(1..40_u64) {
+        let name = number.to_le_bytes();
+        let fields: [(&[u8], &[u8]); 2] = [(b"payload", &name), (b"x", b"")];
+        let publishing = log.append(STREAM, &fields);
+        let answering = async {
+            let read = reader.read(1, PATIENCE).await.unwrap();
+            let id = read.first().expect("the request is seen").id;
+            log.answer(&[(ANSWERS, fields)], &seat(), &[id]).await.unwrap();
+        };
+        // Answered while its publisher may still wait for the disk.
+        let ((), published) = tokio::join!(answering, publishing);
+        accepted.push((published.unwrap(), number));
+    }
+    let shown = log.range(ANSWERS, EntryId::ZERO, usize::MAX).await.unwrap();
+    assert_eq!(shown.len(), accepted.len(), "answers are seen at once");
+    let end = if random.random() { End::Kill } else { End::PowerLoss };
+    let files = disk.after(end, &mut random);
+    drop(log);
+    let log = open(&TestDisk::of(files)).unwrap();
+    let number = |fields: &crate::entry::Fields| {
+        u64::from_le_bytes(fields[0].1.as_slice().try_into().unwrap())
+    };
+    let requests = log.range(STREAM, EntryId::ZERO, usize::MAX).await.unwrap();
+    let stored: Vec<_> = requests.iter().map(|(id, fields)| (*id, number(fields))).collect();
+    assert_eq!(stored, accepted, "an accepted request is lost");
+    let answers = log.range(ANSWERS, EntryId::ZERO, usize::MAX).await.unwrap();
+    let answered: BTreeSet<u64> = answers.iter().map(|(_, fields)| number(fields)).collect();
+    let all = crate::log::PendingOf::Idle(Duration::ZERO);
+    let pending = log.pending(&seat(), all, usize::MAX).await.unwrap();
+    let info = &log.groups(STREAM).await.unwrap()[0];
+    let mut open_ones = 0;
+    for (id, number) in &accepted {
+        let is_open = *id > info.last_delivered || pending.iter().any(|entry| entry.id == *id);
+        open_ones += usize::from(is_open);
+        assert!(is_open || answered.contains(number), "{number} is acknowledged and not answered");
+    }
+    (open_ones, answered.len())
+}
+
+#[test]
+fn what_a_crash_takes_it_takes_from_the_end() {
+    let (mut open_ones, mut answered) = (0, 0);
+    for seed in 0..60 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (open, stood) = runtime.block_on(check_answers(seed));
+        open_ones += open;
+        answered += stood;
+    }
+    assert!(open_ones > 0 && answered > 0, "{open_ones} to be answered again, {answered} answered");
+}
+
+/// While the disk fails nothing is shown before it is written, and no answer is taken.
+#[tokio::test]
+async fn a_failing_disk_shows_nothing_early() {
+    let disk = TestDisk::of(Files::default());
+    let (log, mut truth) = (open(&disk).unwrap(), Truth::default());
+    log.shared().core().make_prompt([STREAM.to_owned()]);
+    log.create_group(STREAM, GROUP).await.unwrap();
+    append(&log, &mut truth).await.unwrap();
+    disk.fuse.store(0, Ordering::Relaxed);
+    // Seen when it was made, and owed from then on.
+    append(&log, &mut truth).await.unwrap_err();
+    assert_eq!(log.len(STREAM).await.unwrap(), 2);
+    append(&log, &mut truth).await.unwrap_err();
+    assert_eq!(log.len(STREAM).await.unwrap(), 2, "given up, and never seen");
+    let fields: [(&[u8], &[u8]); 2] = [(b"payload", b"12345678"), (b"x", b"")];
+    log.answer(&[(STREAM, fields)], &seat(), &[]).await.unwrap_err();
+    disk.fuse.store(-1, Ordering::Relaxed);
+    log.flush().await.unwrap();
+    append(&log, &mut truth).await.unwrap();
+    let files = disk.after(End::PowerLoss, &mut StdRng::seed_from_u64(1));
+    drop(log);
+    let log = open(&TestDisk::of(files)).unwrap();
+    assert_eq!(log.len(STREAM).await.unwrap(), 3);
+}
