@@ -16,6 +16,9 @@ pub const ORDERS_MAX: usize = 128;
 /// Results that may wait for the training thread, which looks at every step.
 pub const RESULTS_MAX: usize = 128;
 
+/// When to ask again for what is being compiled, if nobody says.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// Asks the coordinator for a kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FetchOrder {
@@ -90,6 +93,12 @@ pub enum FetchFailure {
     /// The library could not tell, in spite of retries.
     #[error("unavailable")]
     Unavailable,
+    /// It is being compiled, and will be there later.
+    #[error("compiling")]
+    Compiling {
+        /// When to ask again, as the library estimates.
+        retry_after: Duration,
+    },
     /// Another reason the library gave, as it spelt it.
     #[error("{0}")]
     Refused(String),
@@ -123,9 +132,11 @@ pub enum FetchFailure {
 }
 
 impl FetchFailure {
-    /// The failure for a reason that the library sent.
-    pub fn from_reason(reason: &str) -> Self {
+    /// The failure for a reason that the library sent, with the time to ask again that it may have
+    /// given.
+    pub fn from_reason(reason: &str, retry_after: Option<Duration>) -> Self {
         match reason {
+            "compiling" => Self::Compiling { retry_after: retry_after.unwrap_or(RETRY_AFTER) },
             "missing_artifact" => Self::MissingArtifact,
             "artifact_not_found" => Self::ArtifactNotFound,
             "checksum_mismatch" => Self::ChecksumMismatch,
@@ -138,6 +149,7 @@ impl FetchFailure {
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::Unavailable
+            | Self::Compiling { .. }
             | Self::ArtifactNotFound
             | Self::ChecksumMismatch
             | Self::TimedOut

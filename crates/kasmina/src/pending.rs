@@ -48,6 +48,8 @@ struct Pending {
     attempts: u32,
     phase: Phase,
     last: Option<FetchFailure>,
+    /// Asked for the slot's own shape: what is offered for the blueprint did not fit.
+    by_site: bool,
 }
 
 /// What to do with a fetch that did not succeed yet.
@@ -90,8 +92,9 @@ impl Table {
 
     /// Records an order, due at once. Recorded before it is sent, so that no answer is too early.
     pub(crate) fn record(&mut self, order: FetchOrder, now: Instant) {
+        let phase = Phase::Due { at: now };
         let pending =
-            Pending { ordered: now, attempts: 0, phase: Phase::Due { at: now }, last: None, order };
+            Pending { ordered: now, attempts: 0, phase, last: None, by_site: false, order };
         self.pending.insert(pending.order.request.clone(), pending);
     }
 
@@ -115,6 +118,11 @@ impl Table {
             }
         }
         due
+    }
+
+    /// Whether a request is for the slot's own shape.
+    pub(crate) fn is_by_site(&self, request: &RequestId) -> bool {
+        self.pending.get(request).is_some_and(|pending| pending.by_site)
     }
 
     /// Takes the requests whose answer is overdue.
@@ -165,6 +173,22 @@ impl Table {
         now: Instant,
     ) -> Verdict {
         let Some(pending) = self.pending.get_mut(request) else { return Verdict::Unknown };
+        if failure == FetchFailure::IncompatibleSite && !pending.by_site {
+            pending.by_site = true;
+            pending.attempts = 0;
+            pending.phase = Phase::Due { at: now };
+            return Verdict::Again;
+        }
+        let wait_max = self.patience.reply_timeout * self.patience.attempts_max;
+        if let FetchFailure::Compiling { retry_after } = failure
+            && now + retry_after < pending.ordered + wait_max
+        {
+            // It goes on there; asking what has become of it is no further attempt.
+            pending.attempts = pending.attempts.saturating_sub(1);
+            pending.phase = Phase::Due { at: now + retry_after };
+            pending.last = Some(failure);
+            return Verdict::Again;
+        }
         if failure.is_retryable() && pending.attempts < self.patience.attempts_max {
             let doublings = pending.attempts.saturating_sub(1).min(16);
             let at = now + self.patience.retry_delay * (1 << doublings);
@@ -219,6 +243,39 @@ mod tests {
         let over = table.failed(&id, FetchFailure::TimedOut, now);
         assert_eq!(over, Verdict::Over(order("r"), FetchFailure::TimedOut));
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn what_is_compiling_is_asked_for_when_it_should_be_there() {
+        let patience = Patience::default();
+        let (mut table, id) = (Table::new(patience.clone()), RequestId::new("r"));
+        let began = Instant::now();
+        let (mut now, retry_after) = (began, Duration::from_secs(7));
+        table.record(order("r"), now);
+        let mut asked = 0;
+        while now + retry_after < began + patience.reply_timeout * patience.attempts_max {
+            assert_eq!(table.take_due(now).len(), 1);
+            asked += 1;
+            let compiling = FetchFailure::Compiling { retry_after };
+            assert_eq!(table.failed(&id, compiling, now), Verdict::Again);
+            now += retry_after;
+            assert_eq!(table.next_deadline(), Some(now));
+        }
+        assert!(asked > patience.attempts_max, "no attempt is used up by waiting");
+    }
+
+    #[test]
+    fn what_does_not_fit_the_slot_is_asked_for_once_more_by_its_site() {
+        let (mut table, id, now) =
+            (Table::new(Patience::default()), RequestId::new("r"), Instant::now());
+        table.record(order("r"), now);
+        table.take_due(now);
+        assert!(!table.is_by_site(&id));
+        assert_eq!(table.failed(&id, FetchFailure::IncompatibleSite, now), Verdict::Again);
+        assert_eq!(table.take_due(now), [order("r")]);
+        assert!(table.is_by_site(&id));
+        let over = table.failed(&id, FetchFailure::IncompatibleSite, now);
+        assert_eq!(over, Verdict::Over(order("r"), FetchFailure::IncompatibleSite));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use leyline::time::{now_unix_ms, timestamp};
 use leyline::wire::{
     KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest, MessagePriority,
 };
-use oona::{Bus, BusError, Heartbeat, Outgoing, Span, SpanKind, Stream, TraceContext};
+use oona::{Bus, BusError, Heartbeat, Outgoing, Span, SpanKind, Stream, TraceContext, attributes};
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -173,8 +173,9 @@ impl Prefetch {
                 continue;
             }
             let (bus, run) = (self.bus.clone(), self.run.clone());
+            let site = state.table.is_by_site(&order.request).then(|| site(&order.shape)).flatten();
             started.push(Box::pin(async move {
-                let sent = publish(&bus, &run, &order).await;
+                let sent = publish(&bus, &run, &order, site.as_deref()).await;
                 Progress::Published(order.request, sent)
             }));
         }
@@ -195,14 +196,20 @@ impl Prefetch {
             Answer::Ready(ready, url) => {
                 self.ready(state, started, (ready, url), reply.trace, reply.done);
             }
-            Answer::Error(error) => self.error(state, &error, reply.done),
+            Answer::Error(error, after) => self.error(state, &error, after, reply.done),
         }
     }
 
-    fn error(&self, state: &mut State, error: &KernelArtifactError, done: oneshot::Sender<()>) {
+    fn error(
+        &self,
+        state: &mut State,
+        error: &KernelArtifactError,
+        retry_after: Option<Duration>,
+        done: oneshot::Sender<()>,
+    ) {
         let request = RequestId::new(error.request_id.clone());
         if self.is_awaited(state, &request, &error.blueprint_id) {
-            self.failed(state, &request, FetchFailure::from_reason(&error.reason));
+            self.failed(state, &request, FetchFailure::from_reason(&error.reason, retry_after));
         }
         // The consumer may have given up meanwhile; the answer then comes again, as a foreign one.
         let _ = done.send(());
@@ -343,8 +350,18 @@ async fn next_event(
     }
 }
 
+/// How the builder spells a slot of this shape; `None` for a shape that no site has.
+fn site(shape: &[usize]) -> Option<String> {
+    match shape {
+        [features] => Some(format!("vector[{features}]")),
+        [length, width] => Some(format!("sequence[{length}x{width}]")),
+        [channels, height, width] => Some(format!("image[{channels}x{height}x{width}]")),
+        _ => None,
+    }
+}
+
 /// Publishes one request; false when the bus did not take it.
-async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder) -> bool {
+async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder, site: Option<&str>) -> bool {
     let message = Message::PrefetchRequest(KernelPrefetchRequest {
         request_id: order.request.to_string(),
         blueprint_id: order.blueprint.to_string(),
@@ -360,13 +377,16 @@ async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder) -> bool {
     let trace_id = step.context().map(TraceContext::trace_id);
     tracing::debug!(request = %order.request, trace_id, "kernel asked for");
     let traceparent = step.traceparent();
-    let publishing = bus.send(Outgoing {
+    let outgoing = Outgoing {
         stream: Stream::KernelRequests,
         priority: MessagePriority::High,
         source: SOURCE,
         message: &message,
         traceparent: traceparent.as_deref(),
-    });
+    };
+    let attributes: Vec<(&str, &str)> =
+        site.into_iter().map(|site| (attributes::KERNEL_SITE, site)).collect();
+    let publishing = bus.send_with(outgoing, &attributes);
     match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {
         Ok(Ok(outcome)) if outcome.is_accepted() => true,
         Ok(Ok(outcome)) => {
@@ -420,6 +440,7 @@ const fn outcome(failure: &FetchFailure) -> FetchOutcome {
         | FetchFailure::DownloadFailed { .. }
         | FetchFailure::ChecksumMismatch
         | FetchFailure::Unavailable
+        | FetchFailure::Compiling { .. }
         | FetchFailure::Refused(_)
         | FetchFailure::PublishRefused
         | FetchFailure::Cancelled => FetchOutcome::Error,

@@ -23,12 +23,16 @@ const IN_FLIGHT_MAX: usize = 64;
 /// ([`urza::fetch::FetcherConfig::total_timeout`]), and opening it.
 const HANDLE_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// What an answer may ask for at most.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
 /// An answer of the library.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Answer {
     /// With the URL of the kernel, where the library serves it.
     Ready(KernelArtifactReady, Option<String>),
-    Error(KernelArtifactError),
+    /// With the time to ask again, where the library says one.
+    Error(KernelArtifactError, Option<Duration>),
 }
 
 impl Answer {
@@ -36,7 +40,7 @@ impl Answer {
     pub(crate) fn request(&self) -> &str {
         match self {
             Self::Ready(ready, _) => &ready.request_id,
-            Self::Error(error) => &error.request_id,
+            Self::Error(error, _) => &error.request_id,
         }
     }
 }
@@ -157,7 +161,12 @@ async fn hand_over(
             let url = delivery.attributes.get(urza::KERNEL_URL).cloned();
             (Answer::Ready(ready.clone(), url), "kasmina.ready")
         }
-        Message::PrefetchError(error) => (Answer::Error(error.clone()), "kasmina.error"),
+        Message::PrefetchError(error) => {
+            let after = delivery.attributes.get(oona::attributes::RETRY_AFTER_MS);
+            let after = after.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+            let after = after.map(|after| after.min(RETRY_AFTER_MAX));
+            (Answer::Error(error.clone(), after), "kasmina.error")
+        }
         Message::CatalogUpdate(_) => {
             return ignore(delivery, metrics, Ignored::CatalogUpdate).await;
         }

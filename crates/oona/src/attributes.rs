@@ -23,8 +23,6 @@ pub const KERNEL_PARAMETERS: &str = "kernel-parameters";
 pub const KERNEL_DEADLINE_MS: &str = "kernel-deadline-ms";
 /// On a request for a kernel: `critical`, `high`, `normal` or `low`.
 pub const KERNEL_PRIORITY: &str = "kernel-priority";
-/// On the answer to one: where the artifact can be fetched from another machine.
-pub const KERNEL_URL: &str = "kernel-url";
 /// On an answer that says to ask again: after how many milliseconds.
 pub const RETRY_AFTER_MS: &str = "retry-after-ms";
 /// W3C trace context, so that one trace spans a request and its answer.

@@ -9,6 +9,7 @@ use leyline::wire::{KernelArtifactError, KernelArtifactReady, KernelPrefetchRequ
 use oona::attributes;
 
 use crate::demand::{BuildRequest, Demand, WhyBuild};
+use crate::download::{KERNEL_URL, kernel_url};
 use crate::error::{FetchError, Remedy};
 use crate::library::Library;
 use crate::metrics::Answered;
@@ -82,17 +83,15 @@ impl Answer {
         record: &Record,
         public_url: Option<&str>,
     ) -> Self {
-        let checksum = record.digest.to_hex();
         let mut attributes = Vec::new();
         if let Some(url) = public_url {
-            let url = format!("{}/kernels/{checksum}", url.trim_end_matches('/'));
-            attributes.push((attributes::KERNEL_URL, url));
+            attributes.push((KERNEL_URL, kernel_url(url, &record.digest)));
         }
         let message = Message::PrefetchReady(KernelArtifactReady {
             request_id: request.request_id.clone(),
             blueprint_id: request.blueprint_id.clone(),
             artifact_ref: reference(&record.path),
-            checksum,
+            checksum: record.digest.to_hex(),
             guard_digest: record.guard_digest.to_hex(),
             prewarm_p50_ms: record.prewarm.p50_ms() as f32,
             prewarm_p95_ms: record.prewarm.p95_ms() as f32,
@@ -117,7 +116,11 @@ pub(crate) async fn decide(
         library.find(&want.blueprint).await
     } else {
         match variants.job(want) {
-            Ok(job) => library.find_job(&job).await,
+            Ok(job) => match library.find(&want.blueprint).await {
+                // The default spelt out, which memory knows.
+                Ok(Some(record)) if record.job == job => Ok(Some(record)),
+                _ => library.find_job(&job).await,
+            },
             Err(Unfit::Unknown) => return Decision::Error(MISSING_ARTIFACT.to_owned()),
             Err(Unfit::Refused { reason, detail }) => {
                 tracing::warn!(%want, %reason, %detail, "no kernel of this kind is built, request refused");

@@ -135,10 +135,11 @@ pub fn queue_dir(settings: &EsperSettings) -> PathBuf {
 }
 
 /// The prefetch worker's settings.
-pub fn prefetch_config(settings: &EsperSettings, group: &str) -> urza::PrefetchConfig {
+pub fn serving_config(settings: &EsperSettings, group: &str) -> urza::PrefetchConfig {
     urza::PrefetchConfig {
         group: group.to_owned(),
         compiling_after: settings.urza_compiling_after,
+        public_url: settings.urza_public_url.as_ref().map(|url| url.expose().to_owned()),
         ..urza::PrefetchConfig::default()
     }
 }
@@ -255,7 +256,7 @@ mod tests {
         assert_eq!(ours, theirs);
         assert_eq!(library_config(&settings).unwrap(), urza::Config::default());
         assert_eq!(forge_config(&settings), tezzeret::Config::default());
-        let prefetch = prefetch_config(&settings, "weatherlight");
+        let prefetch = serving_config(&settings, "weatherlight");
         assert_eq!(prefetch, urza::PrefetchConfig::default());
         assert_eq!(seed_config(&settings), kasmina::Config::default());
         assert_eq!(policy_config(&settings), tamiyo::Config::default());

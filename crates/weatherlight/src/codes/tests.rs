@@ -119,6 +119,7 @@ fn existing(family: Family) -> Vec<&'static str> {
                 Unavailable = "unavailable",
                 Unreadable = "artifact_unreadable",
                 DownloadFailed = "download_failed",
+                Compiling = "compiling",
                 Refused = "",
                 TimedOut = "timed_out",
                 PublishRefused = "publish_refused",
@@ -134,6 +135,7 @@ fn existing(family: Family) -> Vec<&'static str> {
                 urza::ARTIFACT_NOT_FOUND,
                 urza::CHECKSUM_MISMATCH,
                 urza::UNAVAILABLE,
+                urza::COMPILING,
             ];
             assert!(sent.iter().all(|reason| codes.contains(reason)));
             let told_apart_by_their_text =

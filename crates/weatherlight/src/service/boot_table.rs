@@ -236,7 +236,7 @@ fn prefetch(parts: &Parts) -> Build {
             library: parts.library.clone(),
             demand: parts.forge.demand.clone(),
             variants: wiring::variants(&wiring::forge_config(&parts.settings)),
-            config: wiring::prefetch_config(&parts.settings, GROUP),
+            config: wiring::serving_config(&parts.settings, GROUP),
             metrics: parts.metrics.urza.clone(),
             heartbeat: context.heartbeat,
         };

@@ -218,7 +218,6 @@ settings! {
         aws_session_token: Option<SecretText> = "AWS_SESSION_TOKEN" "aws.session_token"
             Secret, None, Restart,
             "Session token, for a key that is temporary. It is not renewed: the service's restart reads a new one.";
-            "Directory of the artifacts. Trainers on other machines must see it under the same path.";
         urza_compiling_after: Duration = "URZA_COMPILING_AFTER_MS" "urza.compiling_after_ms"
             Span(Milliseconds, 1.0, 60_000.0), Some("3000"), Restart,
             "How long a request for a kernel waits for its compilation before it is told to ask again.";
