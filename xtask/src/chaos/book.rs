@@ -195,7 +195,9 @@ fn is_wrong(request: &Request) -> bool {
 
 /// Reasons after which the contract says to ask again.
 pub fn may_ask_again(reason: &str) -> bool {
-    ["unavailable", "artifact_not_found", "checksum_mismatch", "missing_artifact"].contains(&reason)
+    let again =
+        ["unavailable", "artifact_not_found", "checksum_mismatch", "missing_artifact", "compiling"];
+    again.contains(&reason)
 }
 
 fn count(number: usize) -> u64 {

@@ -74,7 +74,8 @@ async fn a_request_for_what_is_not_compiled_yet_is_answered_when_it_is() {
         library: process.library.clone(),
         demand,
         variants: urza::Variants::none(),
-        config: PrefetchConfig::default(),
+        // However busy the machine is.
+        config: PrefetchConfig { compiling_after: PATIENCE, ..PrefetchConfig::default() },
         metrics: urza::Metrics::register(&mut Registry::default()),
         heartbeat: Heartbeat::detached(),
     };
