@@ -153,7 +153,7 @@ pub fn variants(config: &tezzeret::Config) -> urza::Variants {
             reason: reason.to_owned(),
             detail,
         };
-        let blueprint = karn::find(&want.blueprint).ok_or(urza::Unfit::Unknown)?;
+        let blueprint = config.catalogue.find(&want.blueprint).ok_or(urza::Unfit::Unknown)?;
         if !blueprint.graftable() {
             let detail = format!("{} is built under quarantine only", want.blueprint);
             return Err(refused(urza::QUARANTINED, detail));

@@ -235,7 +235,9 @@ fn prefetch(parts: &Parts) -> Build {
             bus: parts.bus.clone(),
             library: parts.library.clone(),
             demand: parts.forge.demand.clone(),
-            variants: wiring::variants(&wiring::forge_config(&parts.settings)),
+            variants: wiring::variants(
+                &parts.blueprints.forge(wiring::forge_config(&parts.settings)),
+            ),
             config: wiring::serving_config(&parts.settings, GROUP),
             metrics: parts.metrics.urza.clone(),
             heartbeat: context.heartbeat,
