@@ -117,6 +117,12 @@ pub enum FetchFailure {
     /// The kernel does not fit the slot's shape.
     #[error("incompatible_site")]
     IncompatibleSite,
+    /// Nobody whose word is taken here vouches for the kernel.
+    #[error("untrusted")]
+    Untrusted {
+        /// What is wrong with its signature, and what to do.
+        detail: String,
+    },
     /// The artifact could not be opened or is not what its digest says.
     #[error("open_failed")]
     OpenFailed {
@@ -161,6 +167,7 @@ impl FetchFailure {
             | Self::BlueprintMismatch
             | Self::GuardMismatch
             | Self::IncompatibleSite
+            | Self::Untrusted { .. }
             | Self::OpenFailed { .. }
             | Self::Quarantined(_)
             | Self::Cancelled => false,

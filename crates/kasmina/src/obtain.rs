@@ -4,13 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kernel::Digest;
 use kernel::artifact::Kernel;
+use kernel::signature::{Signature, SignatureError, TrustedKeys};
 use leyline::wire::KernelArtifactReady;
 use tokio::sync::OnceCell;
 use urza::fetch::{FetchFault, Fetcher, FetcherConfig};
 
 use crate::fetch::{FetchFailure, FetchOrder};
 use crate::open::{self, Promise};
+use crate::replies::Beside;
 
 /// How long opening and hashing one artifact may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -19,6 +22,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     config: Option<FetcherConfig>,
+    trusted: Option<Arc<TrustedKeys>>,
     /// Made when the first kernel is to be fetched: most trainers see the library's directory.
     fetcher: Arc<OnceCell<Fetcher>>,
 }
@@ -31,8 +35,8 @@ pub(crate) struct Obtained {
 }
 
 impl Source {
-    pub(crate) fn new(config: Option<FetcherConfig>) -> Self {
-        Self { config, fetcher: Arc::default() }
+    pub(crate) fn new(config: Option<FetcherConfig>, trusted: Option<TrustedKeys>) -> Self {
+        Self { config, trusted: trusted.map(Arc::new), fetcher: Arc::default() }
     }
 
     /// Opens what an answer promises. What is not on this machine, or is another file here, is
@@ -41,10 +45,13 @@ impl Source {
         &self,
         order: &FetchOrder,
         ready: &KernelArtifactReady,
-        url: Option<String>,
+        beside: Beside,
     ) -> Result<Obtained, FetchFailure> {
-        let url = url.filter(|_| self.config.is_some());
+        let url = beside.url.filter(|_| self.config.is_some());
         let promise = Promise::read(ready, url)?;
+        if let Some(trusted) = &self.trusted {
+            vouched(trusted, &promise.digest, beside.signature.as_deref())?;
+        }
         let found = match &promise.path {
             Some(path) => open_at(path.clone(), &promise, order).await,
             None => Err(FetchFailure::ArtifactNotFound),
@@ -83,6 +90,24 @@ impl Source {
     }
 }
 
+/// Whether somebody whose word is taken vouches for the artifact with this digest: told by the digest alone, so nothing
+/// of an artifact that nobody vouches for is read or fetched.
+fn vouched(
+    trusted: &TrustedKeys,
+    digest: &Digest,
+    signature: Option<&str>,
+) -> Result<(), FetchFailure> {
+    let untrusted = |detail: String| FetchFailure::Untrusted { detail };
+    let Some(text) = signature else {
+        return Err(untrusted(
+            "the kernel is not signed; set TEZZERET_SIGNING_KEY_FILE where it is made".to_owned(),
+        ));
+    };
+    let signature: Signature =
+        text.parse().map_err(|error: SignatureError| untrusted(error.to_string()))?;
+    trusted.verify(digest, &signature).map_err(|error| untrusted(error.to_string()))
+}
+
 /// Opens a file beside the runtime.
 async fn open_at(
     path: PathBuf,
@@ -110,5 +135,30 @@ fn failure(fault: FetchFault) -> FetchFailure {
             may_pass: fault.is_retryable(),
             fault: fault.to_string(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernel::signature::SigningKey;
+
+    use super::*;
+
+    #[test]
+    fn only_a_trusted_signature_of_this_very_kernel_counts() {
+        let [ours, theirs] = [0, 1].map(|_| SigningKey::generate().unwrap());
+        let trusted = TrustedKeys::from_pem(&ours.public_pem).unwrap();
+        let sign = |key: &str, text: &str| {
+            SigningKey::from_pem(key).unwrap().sign(&Digest::of(text)).to_string()
+        };
+        let digest = Digest::of("kernel");
+        let good = sign(&ours.secret_pem, "kernel");
+        assert_eq!(vouched(&trusted, &digest, Some(&good)), Ok(()));
+        let others = sign(&theirs.secret_pem, "kernel");
+        let elsewhere = sign(&ours.secret_pem, "another");
+        for bad in [None, Some(""), Some(&others[..]), Some(&elsewhere), Some(&good[..40])] {
+            let found = vouched(&trusted, &digest, bad);
+            assert!(matches!(found, Err(FetchFailure::Untrusted { .. })), "{bad:?}: {found:?}");
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use kernel::signature::TrustedKeys;
 use leyline::Message;
 use leyline::ids::{BlueprintId, RequestId, RunId};
 use leyline::time::{now_unix_ms, timestamp};
@@ -27,7 +28,7 @@ use crate::metrics::{FetchOutcome, Ignored, Metrics};
 use crate::obtain::Source;
 use crate::pending::{Match, Patience, Table, Verdict};
 use crate::quarantine::{Handling, Trials, handling};
-use crate::replies::{Answer, REPLIES_MAX, Reply};
+use crate::replies::{Answer, Beside, REPLIES_MAX, Reply};
 use crate::telemetry::SOURCE;
 
 /// Settings of the coordinator. Defaults stand beside each field.
@@ -37,6 +38,8 @@ pub struct PrefetchConfig {
     pub patience: Patience,
     /// Where and how kernels are fetched that are not on this machine; `None`: they are not.
     pub fetcher: Option<FetcherConfig>,
+    /// Whose signature a kernel must bear; `None`: it needs none.
+    pub trusted: Option<TrustedKeys>,
 }
 
 /// How long publishing one request may take.
@@ -83,7 +86,7 @@ impl PrefetchDesk {
             table: Table::new(config.patience),
             trials: Trials::default(),
         };
-        let source = Source::new(config.fetcher);
+        let source = Source::new(config.fetcher, config.trusted);
         let desk = Self { state: Arc::new(Mutex::new(state)), source, replies };
         (desk, TrainerEnd { orders, results })
     }
@@ -193,8 +196,8 @@ impl Prefetch {
 
     fn replied(&self, state: &mut State, started: &Started, reply: Reply) {
         match reply.answer {
-            Answer::Ready(ready, url) => {
-                self.ready(state, started, (ready, url), reply.trace, reply.done);
+            Answer::Ready(ready, beside) => {
+                self.ready(state, started, (ready, beside), reply.trace, reply.done);
             }
             Answer::Error(error, after) => self.error(state, &error, after, reply.done),
         }
@@ -219,7 +222,7 @@ impl Prefetch {
         &self,
         state: &mut State,
         started: &Started,
-        (ready, url): (KernelArtifactReady, Option<String>),
+        (ready, beside): (KernelArtifactReady, Beside),
         trace: Option<TraceContext>,
         done: oneshot::Sender<()>,
     ) {
@@ -239,7 +242,7 @@ impl Prefetch {
         let (trials, metrics) = (state.trials.clone(), self.metrics.clone());
         started.push(Box::pin(async move {
             let began = Instant::now();
-            let opening = obtain(source, order, ready, url, ordered);
+            let opening = obtain(source, order, ready, beside, ordered);
             let opening = AssertUnwindSafe(opening).catch_unwind();
             let result = opening.await.unwrap_or_else(|panic| {
                 let detail = format!("opening panicked: {}", oona::panic_text(panic.as_ref()));
@@ -410,11 +413,11 @@ async fn obtain(
     source: Source,
     order: FetchOrder,
     ready: KernelArtifactReady,
-    url: Option<String>,
+    beside: Beside,
     ordered: Instant,
 ) -> Result<FetchedKernel, FetchFailure> {
     let (prewarm_p50_ms, prewarm_p95_ms) = (ready.prewarm_p50_ms, ready.prewarm_p95_ms);
-    let obtained = source.obtain(&order, &ready, url).await?;
+    let obtained = source.obtain(&order, &ready, beside).await?;
     Ok(FetchedKernel {
         blueprint: order.blueprint,
         digest: obtained.kernel.digest(),
@@ -433,6 +436,7 @@ const fn outcome(failure: &FetchFailure) -> FetchOutcome {
         FetchFailure::GuardMismatch
         | FetchFailure::IncompatibleSite
         | FetchFailure::OpenFailed { .. }
+        | FetchFailure::Untrusted { .. }
         | FetchFailure::BlueprintMismatch => FetchOutcome::Unfit,
         FetchFailure::MissingArtifact
         | FetchFailure::ArtifactNotFound

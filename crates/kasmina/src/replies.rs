@@ -29,10 +29,18 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// An answer of the library.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Answer {
-    /// With the URL of the kernel, where the library serves it.
-    Ready(KernelArtifactReady, Option<String>),
+    Ready(KernelArtifactReady, Beside),
     /// With the time to ask again, where the library says one.
     Error(KernelArtifactError, Option<Duration>),
+}
+
+/// What the envelope of a ready answer says beside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Beside {
+    /// Where the kernel can be had over HTTP.
+    pub(crate) url: Option<String>,
+    /// The forge's signature of the kernel.
+    pub(crate) signature: Option<String>,
 }
 
 impl Answer {
@@ -158,8 +166,12 @@ async fn hand_over(
 ) {
     let (answer, name) = match &delivery.message {
         Message::PrefetchReady(ready) => {
-            let url = delivery.attributes.get(urza::KERNEL_URL).cloned();
-            (Answer::Ready(ready.clone(), url), "kasmina.ready")
+            let attribute = |name| delivery.attributes.get(name).cloned();
+            let beside = Beside {
+                url: attribute(urza::KERNEL_URL),
+                signature: attribute(urza::KERNEL_SIGNATURE),
+            };
+            (Answer::Ready(ready.clone(), beside), "kasmina.ready")
         }
         Message::PrefetchError(error) => {
             let after = delivery.attributes.get(oona::attributes::RETRY_AFTER_MS);

@@ -52,7 +52,7 @@ pub struct SigningKey {
 }
 
 /// The keys whose word is taken.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustedKeys(BTreeMap<KeyId, [u8; KEY_BYTES]>);
 
 /// A new key as two PEM texts.

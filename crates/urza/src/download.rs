@@ -18,6 +18,9 @@ pub const SIGNATURE: &str = "signature";
 /// The attribute of a ready answer's envelope that says where the kernel can be had over HTTP.
 pub const KERNEL_URL: &str = "kernel-url";
 
+/// The attribute of a ready answer's envelope that holds the forge's signature of the kernel.
+pub const KERNEL_SIGNATURE: &str = "kernel-signature";
+
 /// A verified artifact, open for reading.
 #[derive(Debug)]
 pub struct Download {

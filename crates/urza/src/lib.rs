@@ -39,7 +39,7 @@ pub use answer::{
 };
 pub use config::{CatalogueUrl, Config, ConfigFault};
 pub use demand::{BuildAnswer, BuildOrder, BuildRequest, Demand, Placed, Queued, WhyBuild};
-pub use download::{Download, DownloadFault, KERNEL_URL, SIGNATURE, kernel_url};
+pub use download::{Download, DownloadFault, KERNEL_SIGNATURE, KERNEL_URL, SIGNATURE, kernel_url};
 pub use error::{FetchError, LibraryError, Mismatch, OpenError, Remedy, StoreError, StoreFault};
 pub use extras::{Extras, ExtrasError};
 pub use job::{JobKey, JobKeyError};

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use kernel::signature::{KeyError, SigningKey, TrustedKeys};
 use leyline::sign::Keyring;
 
 use crate::settings::{EsperSettings, SecretText};
@@ -112,7 +113,30 @@ pub fn prefetch_config(settings: &EsperSettings) -> kasmina::PrefetchConfig {
         cache_bytes_max: settings.kasmina_kernel_cache_bytes_max,
         ..urza::fetch::FetcherConfig::at(settings.kasmina_kernel_cache_dir.clone())
     };
-    kasmina::PrefetchConfig { fetcher: Some(fetcher), ..kasmina::PrefetchConfig::default() }
+    let trusted = trusted_keys(settings).expect("settings are checked before they are used");
+    kasmina::PrefetchConfig {
+        fetcher: Some(fetcher),
+        trusted,
+        ..kasmina::PrefetchConfig::default()
+    }
+}
+
+/// Whose signature a kernel must bear, if that is set.
+///
+/// # Errors
+/// When the keys are none.
+pub fn trusted_keys(settings: &EsperSettings) -> Result<Option<TrustedKeys>, KeyError> {
+    let text = settings.kasmina_trusted_keys.as_ref();
+    text.map(|text| TrustedKeys::from_pem(text.expose())).transpose()
+}
+
+/// The key that the forge signs with, if one is set.
+///
+/// # Errors
+/// When it is none.
+pub fn signing_key(settings: &EsperSettings) -> Result<Option<SigningKey>, KeyError> {
+    let text = settings.tezzeret_signing_key.as_ref();
+    text.map(|text| SigningKey::from_pem(text.expose())).transpose()
 }
 
 /// The forge's settings.

@@ -37,7 +37,8 @@ async fn bench(patience: Patience) -> Bench {
     let config = oona::Config { log: LogChoice::Embedded { path }, ..oona::Config::default() };
     let bus = Bus::open(config, keyring(), oona::Metrics::detached()).await.unwrap();
     let requests = bus.consumer(ConsumerSpec::new(Stream::KernelRequests, "weatherlight"));
-    let (desk, trainer) = PrefetchDesk::new(PrefetchConfig { patience, fetcher: None });
+    let (desk, trainer) =
+        PrefetchDesk::new(PrefetchConfig { patience, ..PrefetchConfig::default() });
     let metrics = Metrics::register(&mut Registry::default());
     Bench { bus, dir, desk, trainer, metrics, requests }
 }

@@ -80,6 +80,10 @@ fn of_the_crates(settings: &EsperSettings) -> Vec<String> {
     messages.extend(wiring::library_config(settings).err().map(|fault| fault.to_string()));
     messages.extend(wiring::policy_config(settings).check().iter().map(ToString::to_string));
     messages.extend(wiring::ingest_config(settings).check().iter().map(ToString::to_string));
+    let trusted = wiring::trusted_keys(settings).err();
+    messages.extend(trusted.map(|fault| format!("KASMINA_TRUSTED_KEYS: {fault}")));
+    let signing = wiring::signing_key(settings).err();
+    messages.extend(signing.map(|fault| format!("TEZZERET_SIGNING_KEY: {fault}")));
     let forge = wiring::forge_config(settings).check().err().unwrap_or_default();
     messages.extend(forge.iter().map(ToString::to_string));
     messages

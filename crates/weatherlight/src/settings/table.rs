@@ -249,6 +249,9 @@ settings! {
         tezzeret_queue_dir: Option<PathBuf> = "TEZZERET_QUEUE_DIR" "tezzeret.queue_dir"
             Path, None, Restart,
             "Directory of compile jobs that outlive the process. Unset: forge/jobs beside URZA_ARTIFACT_DIR.";
+        tezzeret_signing_key: Option<SecretText> = "TEZZERET_SIGNING_KEY" "tezzeret.signing_key"
+            Secret, None, Restart,
+            "Secret ed25519 key in PEM (PKCS#8) with which the forge signs what it makes; best as a file, TEZZERET_SIGNING_KEY_FILE. `weatherlight kernels keygen` makes one.";
     }
     "Seeds" {
         kasmina_embargo: Duration = "KASMINA_EMBARGO_S" "kasmina.embargo_s"
@@ -266,6 +269,9 @@ settings! {
         kasmina_kernel_token: Option<SecretText> = "KASMINA_KERNEL_TOKEN" "kasmina.kernel_token"
             Secret, None, Restart,
             "Bearer token that kernels are fetched with: the URZA_HTTP_TOKEN of the service.";
+        kasmina_trusted_keys: Option<SecretText> = "KASMINA_TRUSTED_KEYS" "kasmina.trusted_keys"
+            Secret, None, Restart,
+            "Public ed25519 keys in PEM, one behind the other; best as a file, KASMINA_TRUSTED_KEYS_FILE. A kernel that none of them signed is not attached. Unset: kernels need no signature.";
     }
     "Policy" {
         tamiyo_policy_dir: PathBuf = "TAMIYO_POLICY_DIR" "tamiyo.policy_dir"
