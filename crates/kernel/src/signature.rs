@@ -274,6 +274,13 @@ impl fmt::Debug for KeyId {
     }
 }
 
+/// The same key, that is: one name stands for one key.
+impl PartialEq for SigningKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
 /// Without its secret.
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

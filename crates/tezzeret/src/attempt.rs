@@ -253,10 +253,20 @@ impl Workshop {
                 return Ok(None);
             }
         }
+        if !self.is_vouched_for(&record) {
+            return Ok(None);
+        }
         if record.prewarm.machine == *self.machine {
             return Ok(Some(record));
         }
         self.measured_here(record, task, cancel).await.map(Some)
+    }
+
+    /// Whether the record bears the signature that it should.
+    fn is_vouched_for(&self, record: &Record) -> bool {
+        let Some(signer) = &self.config.signer else { return true };
+        let due = signer.sign(&record.digest).to_string();
+        record.extras.get(urza::SIGNATURE).and_then(serde_json::Value::as_str) == Some(&*due)
     }
 
     /// The record with this machine's latencies, which it has from before or which are measured now.
@@ -325,7 +335,11 @@ impl Workshop {
                     .with("reason", reason),
             );
         }
-        let extras = compiled.extras(&task.job, self.config.budget(strategy));
+        let mut extras = compiled.extras(&task.job, self.config.budget(strategy));
+        if let Some(signer) = &self.config.signer {
+            let signature = signer.sign(&Digest::of(&compiled.bytes)).to_string();
+            extras.insert(urza::SIGNATURE.to_owned(), signature.into());
+        }
         let algorithms = compiled.algorithms.clone();
         let new = NewArtifact {
             job: task.job.key(),

@@ -1,9 +1,11 @@
 //! Settings of the forge.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use karn::{Catalogue, Site};
 use kernel::Digest;
+use kernel::signature::SigningKey;
 
 use crate::strategy::{Budget, Strategy};
 
@@ -51,6 +53,9 @@ pub struct Config {
     pub strategy: Strategy,
     /// 20 timed runs of a fresh kernel, at least [`PREWARM_SAMPLES_MIN`].
     pub prewarm_samples: usize,
+    /// None: the key with which artifacts are signed. What this key did not sign is compiled again, which gives the same
+    /// bytes if it was honest; nothing is signed that was not made here. Forges on one library should share a key.
+    pub signer: Option<Arc<SigningKey>>,
 }
 
 impl Default for Config {
@@ -74,6 +79,7 @@ impl Default for Config {
             timeout_window: Duration::from_secs(300),
             strategy: Strategy::Standard,
             prewarm_samples: PREWARM_SAMPLES_MIN,
+            signer: None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kernel::signature::{KeyError, SigningKey, TrustedKeys};
 use leyline::sign::Keyring;
@@ -145,6 +146,8 @@ pub fn forge_config(settings: &EsperSettings) -> tezzeret::Config {
         jobs_max: settings.tezzeret_jobs_max,
         deadline: settings.tezzeret_deadline,
         attempts_max: settings.tezzeret_attempts_max,
+        // A key that is none is a fault of the settings, which are checked before anything is built.
+        signer: signing_key(settings).ok().flatten().map(Arc::new),
         // The settings admit the names of strategies only.
         strategy: settings.tezzeret_strategy.parse().unwrap_or_default(),
         ..tezzeret::Config::default()
