@@ -7,9 +7,10 @@ use std::time::Duration;
 use leyline::Message;
 use leyline::wire::{KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest};
 use oona::attributes;
+use serde_json::Value;
 
 use crate::demand::{BuildRequest, Demand, WhyBuild};
-use crate::download::{KERNEL_URL, kernel_url};
+use crate::download::{KERNEL_SIGNATURE, KERNEL_URL, SIGNATURE, kernel_url};
 use crate::error::{FetchError, Remedy};
 use crate::library::Library;
 use crate::metrics::Answered;
@@ -86,6 +87,9 @@ impl Answer {
         let mut attributes = Vec::new();
         if let Some(url) = public_url {
             attributes.push((KERNEL_URL, kernel_url(url, &record.digest)));
+        }
+        if let Some(Value::String(signature)) = record.extras.get(SIGNATURE) {
+            attributes.push((KERNEL_SIGNATURE, signature.clone()));
         }
         let message = Message::PrefetchReady(KernelArtifactReady {
             request_id: request.request_id.clone(),

@@ -52,9 +52,7 @@ pub enum BuildError {
         name: &'static str,
     },
     /// The template is a stressor, which is built in quarantine only: [`build_in_quarantine`].
-    #[error(
-        "blueprint {blueprint} ({name}) is a stressor; it is built in quarantine only"
-    )]
+    #[error("blueprint {blueprint} ({name}) is a stressor; it is built in quarantine only")]
     Stressor {
         /// The blueprint.
         blueprint: BlueprintId,
