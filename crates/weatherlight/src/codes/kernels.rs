@@ -174,6 +174,14 @@ pub(super) const CODES: &[Code] = &[
     ),
     row(
         Kernel,
+        "untrusted",
+        "Nobody whose word is taken vouches for the kernel",
+        "KASMINA_TRUSTED_KEYS is set, and the answer carries no signature, one by another key, or one that does not belong to the kernel. Nothing of it was read or attached.",
+        "A forge without TEZZERET_SIGNING_KEY, or with a key whose public half is not among the trusted ones; a library that was tampered with.",
+        "Set the forge's key, add its public half to the trusted keys. A signature that "does not belong to this kernel" means that one of the two was changed: find out by whom.",
+    ),
+    row(
+        Kernel,
         "open_failed",
         "The artifact could not be opened",
         "The reference of the answer is no plain absolute path of a regular file, or what is there is no kernel.",

@@ -126,6 +126,7 @@ fn existing(family: Family) -> Vec<&'static str> {
                 BlueprintMismatch = "blueprint_mismatch",
                 GuardMismatch = "guard_mismatch",
                 IncompatibleSite = "incompatible_site",
+                Untrusted = "untrusted",
                 OpenFailed = "open_failed",
                 Quarantined = "",
                 Cancelled = "cancelled",
