@@ -178,7 +178,7 @@ pub(super) const CODES: &[Code] = &[
         "Nobody whose word is taken vouches for the kernel",
         "KASMINA_TRUSTED_KEYS is set, and the answer carries no signature, one by another key, or one that does not belong to the kernel. Nothing of it was read or attached.",
         "A forge without TEZZERET_SIGNING_KEY, or with a key whose public half is not among the trusted ones; a library that was tampered with.",
-        "Set the forge's key, add its public half to the trusted keys. A signature that "does not belong to this kernel" means that one of the two was changed: find out by whom.",
+        "Set the forge's key, add its public half to the trusted keys. A signature that does not belong to its kernel means that one of the two was changed: find out by whom.",
     ),
     row(
         Kernel,
