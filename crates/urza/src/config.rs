@@ -1,5 +1,6 @@
 //! Settings of the library.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,16 +11,100 @@ use crate::store::{BucketConfig, BucketUrlFault};
 pub enum CatalogueUrl {
     /// A SQLite file. It and its directory are made when missing.
     Sqlite(PathBuf),
+    /// A database of a PostgreSQL server.
+    Postgres(PostgresUrl),
+}
+
+/// `postgres://user:password@host:port/database?sslmode=...`. Shown without its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PostgresUrl(String);
+
+impl PostgresUrl {
+    /// What may stand behind the question mark.
+    const OPTIONS: [&str; 15] = [
+        "sslmode",
+        "ssl-mode",
+        "sslrootcert",
+        "ssl-root-cert",
+        "ssl-ca",
+        "sslcert",
+        "ssl-cert",
+        "sslkey",
+        "ssl-key",
+        "host",
+        "hostaddr",
+        "port",
+        "dbname",
+        "user",
+        "options",
+    ];
+
+    fn parse(url: &str) -> Result<Self, ConfigFault> {
+        let query = url.split_once('?').map_or("", |(_, query)| query);
+        for option in query.split('&').filter(|option| !option.is_empty()) {
+            let (name, _) = option.split_once('=').unwrap_or((option, ""));
+            let is_setting = name.starts_with("options[") && name.ends_with(']');
+            if name == "password" {
+                return Err(ConfigFault::PasswordOption);
+            }
+            if !is_setting && !Self::OPTIONS.contains(&name) {
+                return Err(ConfigFault::UnknownOption { name: name.to_owned() });
+            }
+        }
+        let parsed: Result<sqlx::postgres::PgConnectOptions, _> = url.parse();
+        match parsed {
+            Ok(_) => Ok(Self(url.to_owned())),
+            Err(error) => Err(ConfigFault::Postgres {
+                url: shown(url),
+                problem: crate::error::readable(&error),
+            }),
+        }
+    }
+
+    /// With its password, for the driver alone.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&shown(&self.0))
+    }
+}
+
+impl fmt::Debug for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// Why a catalogue URL was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigFault {
-    /// PostgreSQL is part of the contract, not of this version.
+    /// A PostgreSQL URL that cannot be read.
     #[error(
-        "PostgreSQL catalogues arrive with the kernel issue; use sqlite:///./var/urza/catalog.db until then"
+        "{url:?} is no PostgreSQL URL ({problem}); write postgres://user:password@host:5432/database?sslmode=verify-full"
     )]
-    PostgresNotYet,
+    Postgres {
+        /// The text as given, without what might be a password.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A password where it would be shown.
+    #[error(
+        "the password stands in postgres://user:password@host/database, not behind the question mark"
+    )]
+    PasswordOption,
+    /// An option that would be ignored.
+    #[error(
+        "the catalogue URL carries the unknown option {name}; sslmode, sslrootcert, sslcert, sslkey, host, port, dbname, user and options are known"
+    )]
+    UnknownOption {
+        /// Its name.
+        name: String,
+    },
     /// A catalogue in memory would forget every artifact at the next start.
     #[error(
         "the catalogue must be a file; write sqlite:///./var/urza/catalog.db instead of an in-memory URL"
@@ -27,7 +112,7 @@ pub enum ConfigFault {
     InMemory,
     /// Neither a known scheme nor a path behind it.
     #[error(
-        "{url:?} is no catalogue URL; write sqlite:///./relative/path.db or sqlite:////absolute/path.db"
+        "{url:?} is no catalogue URL; write sqlite:///./relative/path.db, sqlite:////absolute/path.db or postgres://user:password@host:5432/database"
     )]
     Unreadable {
         /// The text as given, without what might be a password.
@@ -55,7 +140,7 @@ impl CatalogueUrl {
     pub fn parse(url: &str) -> Result<Self, ConfigFault> {
         let (scheme, rest) = url.split_once(':').unwrap_or((url, ""));
         match scheme {
-            "postgres" | "postgresql" => return Err(ConfigFault::PostgresNotYet),
+            "postgres" | "postgresql" => return PostgresUrl::parse(url).map(Self::Postgres),
             "sqlite" => {}
             _ => return Err(ConfigFault::Unreadable { url: shown(url) }),
         }
@@ -77,10 +162,11 @@ impl CatalogueUrl {
         Ok(Self::Sqlite(PathBuf::from(path)))
     }
 
-    /// The file of the catalogue.
-    pub fn path(&self) -> &Path {
+    /// The file of the catalogue, where it is one.
+    pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Sqlite(path) => path,
+            Self::Sqlite(path) => Some(path),
+            Self::Postgres(_) => None,
         }
     }
 }
@@ -173,8 +259,19 @@ mod tests {
 
     #[test]
     fn what_is_refused_and_why() {
-        assert_eq!(CatalogueUrl::parse("postgres://u:p@h/db"), Err(ConfigFault::PostgresNotYet));
-        assert_eq!(CatalogueUrl::parse("postgresql://h/db"), Err(ConfigFault::PostgresNotYet));
+        assert_eq!(
+            CatalogueUrl::parse("postgres://h/db?pool=9"),
+            Err(ConfigFault::UnknownOption { name: "pool".to_owned() })
+        );
+        assert_eq!(
+            CatalogueUrl::parse("postgres://h/db?user=u&password=hunter2"),
+            Err(ConfigFault::PasswordOption)
+        );
+        for url in ["postgres://h:port/db", "postgres://u:hunter2@h/db?sslmode=perhaps"] {
+            let fault = CatalogueUrl::parse(url).unwrap_err();
+            assert!(matches!(fault, ConfigFault::Postgres { .. }), "{fault}");
+            assert!(!fault.to_string().contains("hunter2"), "{fault}");
+        }
         assert_eq!(CatalogueUrl::parse("sqlite::memory:"), Err(ConfigFault::InMemory));
         assert_eq!(CatalogueUrl::parse("sqlite:///a.db?mode=ro"), Err(ConfigFault::Options));
         for url in ["", "sqlite://", "sqlite:///dir/", "catalog.db", "file:///a.db"] {
@@ -189,5 +286,9 @@ mod tests {
     fn a_password_is_never_shown() {
         let fault = CatalogueUrl::parse("mysql://user:hunter2@host/db").unwrap_err();
         assert!(!fault.to_string().contains("hunter2"), "{fault}");
+        let url = "postgresql://urza:hunter2@db.example:5433/kernels?sslmode=verify-full";
+        let CatalogueUrl::Postgres(url) = CatalogueUrl::parse(url).unwrap() else { panic!() };
+        let shown = "postgresql://(hidden)@db.example:5433/kernels?sslmode=verify-full";
+        assert_eq!((url.to_string(), format!("{url:?}")), (shown.to_owned(), shown.to_owned()));
     }
 }

@@ -2,10 +2,10 @@
 //! made again: the forge compiles its blueprints at every start, and the same job gives the same bytes.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fmt, io};
 
 use leyline::time::now_unix_ms;
 use tokio::time::Instant;
@@ -41,20 +41,6 @@ fn begins_like_one(path: &Path) -> io::Result<bool> {
     let mut begin = [0; MAGIC.len()];
     File::open(path)?.read_exact(&mut begin)?;
     Ok(begin == MAGIC)
-}
-
-/// A fault on the way to an open catalogue: damage, or whatever `otherwise` makes of it.
-pub(crate) fn fault(
-    path: &Path,
-    error: sqlx::Error,
-    otherwise: impl FnOnce(PathBuf, sqlx::Error) -> OpenError,
-) -> OpenError {
-    if is_damage(path, &error) { damaged(path, &error) } else { otherwise(path.to_owned(), error) }
-}
-
-/// The fault that has a catalogue set aside.
-pub(crate) fn damaged(path: &Path, problem: &dyn fmt::Display) -> OpenError {
-    OpenError::Damaged { path: path.to_owned(), problem: problem.to_string() }
 }
 
 /// The right to set a catalogue aside; one process at a time has it.

@@ -27,13 +27,41 @@ pub enum OpenError {
     Bucket(#[from] BucketFault),
     /// The catalogue was written by a newer version of this program.
     #[error(
-        "catalogue {path} has schema version {version}, which this version does not know; use the newer program or another URZA_DATABASE_URL"
+        "catalogue {catalogue} has schema version {version}, which this version does not know; use the newer program, have it go back with `weatherlight kernels migrate`, or use another URZA_DATABASE_URL"
     )]
     Newer {
-        /// The catalogue's file.
-        path: PathBuf,
+        /// The catalogue's file, or its URL without a password.
+        catalogue: String,
         /// The unknown version found in it.
         version: i64,
+    },
+    /// The schema has no such version.
+    #[error("there is no schema version {version}; they are 1 to {newest}")]
+    NoSuchVersion {
+        /// The version asked for.
+        version: i64,
+        /// The newest one.
+        newest: i64,
+    },
+    /// The database holds something else, or was left half done.
+    #[error(
+        "the database {catalogue} is not a catalogue of this program ({problem}); give the catalogue a database of its own in URZA_DATABASE_URL"
+    )]
+    Foreign {
+        /// Its URL without a password.
+        catalogue: String,
+        /// What was found.
+        problem: String,
+    },
+    /// The server cannot be reached, or lets nobody in.
+    #[error(
+        "cannot use the database {catalogue}; check that the server runs and that URZA_DATABASE_URL names host, user, password, database and sslmode as it wants them"
+    )]
+    Unreachable {
+        /// Its URL without a password.
+        catalogue: String,
+        /// What was said.
+        source: DatabaseFault,
     },
     /// The file is damaged. Opening sets such a catalogue aside and begins an empty one, so this is what remains when
     /// the new one cannot be used either.
@@ -48,22 +76,57 @@ pub enum OpenError {
     },
     /// SQLite could not open or migrate the file.
     #[error(
-        "cannot open catalogue {path}; check that it is a SQLite file and that its directory is writable; a broken one may be moved away, its kernels are compiled again"
+        "cannot open catalogue {catalogue}; check that it is a SQLite file and that its directory is writable; a broken one may be moved away, its kernels are compiled again"
     )]
     Catalogue {
         /// The catalogue's file.
-        path: PathBuf,
+        catalogue: String,
         /// What the database said.
-        source: sqlx::Error,
+        source: DatabaseFault,
     },
     /// A migration failed.
-    #[error("cannot bring catalogue {path} up to date")]
+    #[error("cannot bring catalogue {catalogue} up to date")]
     Migrate {
-        /// The catalogue's file.
-        path: PathBuf,
+        /// The catalogue's file, or its URL without a password.
+        catalogue: String,
         /// What the migrator said.
-        source: sqlx::migrate::MigrateError,
+        source: DatabaseFault,
     },
+}
+
+/// What a database said, as text that can be shown: a damaged file makes SQLite say anything, and not always in UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DatabaseFault(String);
+
+impl From<sqlx::Error> for DatabaseFault {
+    fn from(error: sqlx::Error) -> Self {
+        Self(readable(&error))
+    }
+}
+
+impl From<sqlx::migrate::MigrateError> for DatabaseFault {
+    fn from(error: sqlx::migrate::MigrateError) -> Self {
+        Self(readable(&error))
+    }
+}
+
+/// An error and its sources on one line, whatever bytes they hold.
+pub(crate) fn readable(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        // Most wrap the text of their source already.
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    // The text may have been made without a check that it is UTF-8.
+    let text = String::from_utf8_lossy(text.as_bytes());
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Why the store did not answer.
@@ -71,10 +134,13 @@ pub enum OpenError {
 pub enum StoreFault {
     /// The database reported an error.
     #[error("the catalogue reported an error")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] DatabaseFault),
     /// The database did not answer in time.
     #[error("the catalogue did not answer within {0:?}")]
     TimedOut(Duration),
+    /// The server did not answer a moment ago, and is asked again within a second.
+    #[error("the catalogue's server does not answer; it is asked again within a second")]
+    Away,
 }
 
 /// Why a question to the catalogue has no answer. Never means "not found".
@@ -107,6 +173,12 @@ pub enum StoreError {
     /// The extras cannot be kept.
     #[error(transparent)]
     Extras(#[from] crate::extras::ExtrasError),
+    /// The lease cannot be taken.
+    #[error(transparent)]
+    Lease(#[from] crate::lease::LeaseTermsError),
+    /// The tag cannot be set.
+    #[error(transparent)]
+    Tag(#[from] crate::select::TagError),
     /// There is no record of this job with this digest any more.
     #[error("the artifact is no longer in the catalogue; store it again")]
     Forgotten,

@@ -18,9 +18,18 @@ pub struct JobKey {
     pub engine: String,
 }
 
+/// Longest blueprint, site or engine of a job, in bytes.
+const JOB_TEXT_MAX: usize = 512;
+
 /// A job cannot be keyed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JobKeyError {
+    /// A text that is too long or holds control characters.
+    #[error("{field} of a job has at most {JOB_TEXT_MAX} bytes without control characters")]
+    Text {
+        /// Which.
+        field: &'static str,
+    },
     /// NaN and infinities have no place in a key.
     #[error("parameter {name} of blueprint {blueprint} is not finite")]
     NotFinite {
@@ -37,6 +46,16 @@ impl JobKey {
     /// # Errors
     /// [`JobKeyError`] names the parameter at fault.
     pub fn check(&self) -> Result<(), JobKeyError> {
+        let texts = [
+            ("the blueprint", self.blueprint.as_str()),
+            ("the site", &self.site),
+            ("the engine", &self.engine),
+        ];
+        for (field, text) in texts {
+            if JOB_TEXT_MAX < text.len() || text.chars().any(char::is_control) {
+                return Err(JobKeyError::Text { field });
+            }
+        }
         match self.parameters.iter().find(|(_, value)| !value.is_finite()) {
             Some((name, _)) => Err(JobKeyError::NotFinite {
                 blueprint: self.blueprint.clone(),
@@ -48,8 +67,7 @@ impl JobKey {
 
     /// The parameters as JSON: names in order, each value the shortest text that reads back as it.
     pub fn parameters_json(&self) -> String {
-        serde_json::to_string(&self.parameters)
-            .unwrap_or_else(|_| unreachable!("a map of names to numbers is always JSON"))
+        parameters_json(&self.parameters)
     }
 
     /// SHA-256 over every field, each preceded by its length, so that no two jobs share a key.
@@ -62,6 +80,11 @@ impl JobKey {
         }
         Digest::of(text)
     }
+}
+
+pub(crate) fn parameters_json(parameters: &BTreeMap<String, f64>) -> String {
+    serde_json::to_string(parameters)
+        .unwrap_or_else(|_| unreachable!("a map of names to numbers is always JSON"))
 }
 
 #[cfg(test)]

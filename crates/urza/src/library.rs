@@ -1,5 +1,6 @@
 //! The library: files and their records, behind one cheap handle.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,10 +17,12 @@ use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::error::{FetchError, LibraryError, OpenError, Remedy, StoreError};
 use crate::job::JobKey;
+use crate::lease::{self, Lease};
 use crate::measurement::Measurement;
 use crate::metrics::{Lookup, Metrics};
 use crate::prewarm::Prewarm;
-use crate::record::{NewArtifact, Page, Record, Role};
+use crate::record::{NewArtifact, Page, Record, RecordId, Role};
+use crate::select::Filter;
 use crate::store::Store;
 use crate::verify::Verified;
 
@@ -27,6 +30,8 @@ use crate::verify::Verified;
 const SLOW_QUERY: Duration = Duration::from_millis(250);
 /// Different artifacts are hashed side by side, the same one only once at a time.
 const HASHING_LANES: usize = 16;
+/// Artifacts whose use is remembered until it is noted; more are noted with the next use.
+const USED_LEN_MAX: usize = 65_536;
 
 /// The artifact library. Cheap to clone; every clone sees the same.
 #[derive(Debug, Clone)]
@@ -43,6 +48,8 @@ struct Inner {
     cache: Mutex<Cache>,
     verified: Mutex<Verified>,
     hashing: [tokio::sync::Mutex<()>; HASHING_LANES],
+    /// When artifacts were last used, as far as not noted in the catalogue yet.
+    used: Mutex<HashMap<Digest, u64>>,
     changes: watch::Sender<u64>,
     metrics: Metrics,
 }
@@ -72,6 +79,7 @@ impl Library {
             cache: Mutex::new(cache),
             verified: Mutex::new(verified),
             hashing: Default::default(),
+            used: Mutex::default(),
             changes: watch::Sender::new(0),
             metrics,
         };
@@ -95,6 +103,10 @@ impl Library {
         new.job.check()?;
         let digest = inner.artifacts.put(new.bytes.clone().into()).await?;
         let record = inner.catalogue.insert(&new, &digest, now_unix_ms()).await?;
+        if !inner.artifacts.stands(&digest, record.bytes) {
+            // Removed with its earlier record between the two steps; nobody removes it from now on.
+            inner.artifacts.put(new.bytes.into()).await?;
+        }
         if record.role == Role::Default {
             self.cache(|cache| cache.put(record.clone(), Instant::now()));
         }
@@ -173,7 +185,181 @@ impl Library {
     /// # Errors
     /// [`LibraryError`]
     pub async fn list(&self, page: Page) -> Result<Vec<Record>, LibraryError> {
-        self.inner.catalogue.list(page).await
+        self.inner.catalogue.select(&Filter::default(), page).await
+    }
+
+    /// One page of the records that a filter wants, in the order of storing.
+    ///
+    /// # Errors
+    /// [`LibraryError`]
+    pub async fn select(&self, filter: &Filter, page: Page) -> Result<Vec<Record>, LibraryError> {
+        self.inner.catalogue.select(filter, page).await
+    }
+
+    /// The record of a row.
+    ///
+    /// # Errors
+    /// [`LibraryError`]
+    pub async fn by_id(&self, id: RecordId) -> Result<Option<Record>, LibraryError> {
+        self.inner.catalogue.by_id(id).await
+    }
+
+    /// What was made in an artifact's place, first ones first.
+    ///
+    /// # Errors
+    /// [`LibraryError`]
+    pub async fn children(&self, record: &Record) -> Result<Vec<Record>, LibraryError> {
+        self.inner.catalogue.children(record).await
+    }
+
+    /// The tags of records, by record, as written.
+    ///
+    /// # Errors
+    /// [`LibraryError`]
+    pub async fn tags(
+        &self,
+        records: &[Record],
+    ) -> Result<BTreeMap<RecordId, Vec<String>>, LibraryError> {
+        self.inner.catalogue.tags(records).await
+    }
+
+    /// Adds a tag. Tags are found without regard to case; one that differs in case is replaced.
+    ///
+    /// # Errors
+    /// [`StoreError::Tag`], [`StoreError::Forgotten`], [`StoreError::Catalogue`]
+    pub async fn add_tag(&self, record: &Record, tag: &str) -> Result<(), StoreError> {
+        self.inner.catalogue.add_tag(record, tag).await
+    }
+
+    /// Removes a tag in whatever case, and says whether it was there.
+    ///
+    /// # Errors
+    /// [`StoreError::Tag`], [`StoreError::Catalogue`]
+    pub async fn remove_tag(&self, record: &Record, tag: &str) -> Result<bool, StoreError> {
+        self.inner.catalogue.remove_tag(record, tag).await
+    }
+
+    /// Pins an artifact: it is kept whatever room is wanted and however old it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Forgotten`], [`StoreError::Catalogue`]
+    pub async fn pin(&self, record: &Record) -> Result<(), StoreError> {
+        self.set_pinned(record, true).await
+    }
+
+    /// Lets a pinned artifact go.
+    ///
+    /// # Errors
+    /// [`StoreError::Forgotten`], [`StoreError::Catalogue`]
+    pub async fn unpin(&self, record: &Record) -> Result<(), StoreError> {
+        self.set_pinned(record, false).await
+    }
+
+    async fn set_pinned(&self, record: &Record, pinned: bool) -> Result<(), StoreError> {
+        let known = self.inner.catalogue.set_pinned(record, pinned).await?;
+        self.cache(|cache| cache.remove(&record.job.blueprint));
+        if known { Ok(()) } else { Err(StoreError::Forgotten) }
+    }
+
+    /// Takes a lease on an artifact, or renews it: while it is renewed within `ttl`, the artifact is not removed,
+    /// here or by any process that shares the catalogue. A holder has one lease on an artifact.
+    ///
+    /// # Errors
+    /// [`StoreError::Lease`] for terms that cannot be kept, [`StoreError::Forgotten`] when there is no such artifact,
+    /// [`StoreError::Catalogue`] when the store did not answer: renew again well within `ttl`.
+    pub async fn lease(
+        &self,
+        digest: &Digest,
+        holder: &str,
+        purpose: &str,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        lease::check(holder, purpose, ttl)?;
+        let known = self.inner.catalogue.lease(digest, holder, purpose, ttl).await?;
+        if known { Ok(()) } else { Err(StoreError::Forgotten) }
+    }
+
+    /// Renews every lease of a holder in one step, and says how many it has: the heartbeat of whoever holds several.
+    ///
+    /// # Errors
+    /// [`LibraryError`]; renew again well within the time to live.
+    pub async fn renew_leases(&self, holder: &str) -> Result<u64, LibraryError> {
+        self.inner.catalogue.renew(holder).await
+    }
+
+    /// Gives a lease back, or with no digest all of a holder; says how many there were.
+    ///
+    /// # Errors
+    /// [`LibraryError`]; a lease that is not given back ends by itself.
+    pub async fn release(
+        &self,
+        digest: Option<&Digest>,
+        holder: &str,
+    ) -> Result<u64, LibraryError> {
+        self.inner.catalogue.release(digest, holder).await
+    }
+
+    /// The leases on an artifact, or on all.
+    ///
+    /// # Errors
+    /// [`LibraryError`]
+    pub async fn leases(&self, digest: Option<&Digest>) -> Result<Vec<Lease>, LibraryError> {
+        self.inner.catalogue.leases(digest).await
+    }
+
+    /// What every machine has measured of an artifact: machine, engine, figures.
+    ///
+    /// # Errors
+    /// [`LibraryError`]
+    pub async fn measurements(
+        &self,
+        digest: &Digest,
+    ) -> Result<Vec<(String, String, Measurement)>, LibraryError> {
+        self.inner.catalogue.measurements(digest).await
+    }
+
+    /// Notes in the catalogue what this process has used since the last call. Not for the path of a request.
+    ///
+    /// # Errors
+    /// [`LibraryError`]; what could not be noted is noted the next time.
+    pub async fn note_used(&self) -> Result<(), LibraryError> {
+        let used: Vec<(Digest, u64)> = lock(&self.inner.used).drain().collect();
+        if used.is_empty() {
+            return Ok(());
+        }
+        let noted = self.inner.catalogue.set_used(&used).await;
+        if noted.is_err() {
+            let mut later = lock(&self.inner.used);
+            for (digest, at_ms) in used {
+                later.entry(digest).or_insert(at_ms);
+            }
+        }
+        noted
+    }
+
+    pub(crate) fn catalogue(&self) -> &Catalogue {
+        &self.inner.catalogue
+    }
+
+    pub(crate) fn artifacts(&self) -> &Store {
+        &self.inner.artifacts
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Forgets in memory what was removed.
+    pub(crate) fn forgotten(&self, record: &Record) {
+        self.cache(|cache| cache.remove_digest(&record.digest));
+    }
+
+    /// Remembers that an artifact is used now; in memory only.
+    fn used(&self, digest: &Digest) {
+        let mut used = lock(&self.inner.used);
+        if used.len() < USED_LEN_MAX || used.contains_key(digest) {
+            used.insert(*digest, now_unix_ms());
+        }
     }
 
     /// Proves that the file of a record is what the record says, and hands out its path. A file is
@@ -182,6 +368,7 @@ impl Library {
     /// # Errors
     /// [`FetchError`], with [`FetchError::remedy`] saying what to do.
     pub async fn verify(&self, record: &Record) -> Result<PathBuf, FetchError> {
+        self.used(&record.digest);
         let lane = usize::from(record.digest.as_bytes()[0]) % HASHING_LANES;
         if let Some(path) = self.proven(record)? {
             return Ok(path);
@@ -259,7 +446,7 @@ impl Library {
         record: &Record,
         prewarm: &Prewarm,
     ) -> Result<(), LibraryError> {
-        self.inner.catalogue.set_prewarm(record.id, prewarm).await?;
+        self.inner.catalogue.set_prewarm(record, prewarm).await?;
         self.cache(|cache| cache.remove(&record.job.blueprint));
         Ok(())
     }

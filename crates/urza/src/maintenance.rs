@@ -8,8 +8,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::replace;
+use crate::collect::{CollectMode, Collected, Retention};
 use crate::demand::Demand;
 use crate::error::{LibraryError, Remedy};
+use crate::lease::{LeaseJudge, LeaseWatch};
 use crate::library::Library;
 use crate::record::{Page, Record, RecordState};
 
@@ -18,6 +20,10 @@ use crate::record::{Page, Record, RecordState};
 pub struct MaintenanceConfig {
     /// 60 s between two rounds of expiry and clearing away.
     pub tidy_interval: Duration,
+    /// 10 min between two looks for what need not be kept.
+    pub collect_interval: Duration,
+    /// How long things are kept.
+    pub retention: Retention,
     /// 1 h between two scrubs. A scrub reads every artifact once, one after the other.
     pub scrub_interval: Duration,
     /// 1 h: a temporary file older than this belongs to no running writer.
@@ -28,6 +34,8 @@ impl Default for MaintenanceConfig {
     fn default() -> Self {
         Self {
             tidy_interval: Duration::from_secs(60),
+            collect_interval: Duration::from_secs(600),
+            retention: Retention::default(),
             scrub_interval: Duration::from_secs(3600),
             orphan_age: Duration::from_secs(3600),
         }
@@ -71,6 +79,8 @@ impl Maintenance {
     /// None so far; the type is what the boot table expects of every worker.
     pub async fn run(self, stop: CancellationToken) -> Result<(), LibraryError> {
         let (mut tidied, mut scrubbed) = (Instant::now(), Instant::now());
+        let (mut collected, mut judge) =
+            (Instant::now(), LeaseJudge::Watching(LeaseWatch::default()));
         loop {
             self.heartbeat.beat(if self.lease.tenure().is_some() { "waiting" } else { "standby" });
             tokio::select! {
@@ -80,10 +90,17 @@ impl Maintenance {
             }
             if tidied.elapsed() >= self.config.tidy_interval {
                 self.library.expire_cache();
+                self.note_used().await;
                 if self.lease.tenure().is_some() {
                     self.tidy().await;
                 }
                 tidied = Instant::now();
+            }
+            if collected.elapsed() >= self.config.collect_interval {
+                if self.lease.tenure().is_some() {
+                    self.collect(&mut judge).await;
+                }
+                collected = Instant::now();
             }
             // Whoever takes over scrubs when it would have been due here: no scrub is left out.
             let due = scrubbed.elapsed() >= self.config.scrub_interval;
@@ -93,6 +110,31 @@ impl Maintenance {
                 }
                 scrubbed = Instant::now();
             }
+        }
+    }
+
+    /// What each process has used is noted by itself.
+    async fn note_used(&self) {
+        if let Err(error) = self.heartbeat.during("noting use", self.library.note_used()).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "use of artifacts not noted, noted with the next round"
+            );
+        }
+    }
+
+    async fn collect(&self, judge: &mut LeaseJudge) {
+        let collecting = self.library.collect(&self.config.retention, judge, CollectMode::Remove);
+        match self.heartbeat.during("collecting", collecting).await {
+            Ok(Collected { bytes_over, .. }) if bytes_over > 0 => tracing::warn!(
+                bytes_over,
+                "library larger than URZA_LIBRARY_BYTES_MAX, all the rest is leased, pinned, served or just used"
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "collecting broken off, gone on with in the next round"
+            ),
         }
     }
 

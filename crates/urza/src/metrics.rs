@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::collect::RemovalReason;
+
 /// How a lookup ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(crate) enum Lookup {
@@ -46,6 +48,20 @@ struct LookupLabels {
     outcome: Lookup,
 }
 
+/// Why an artifact was removed, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Removed {
+    Quarantined,
+    Superseded,
+    Budget,
+    Orphan,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RemovedLabels {
+    reason: Removed,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AnswerLabels {
     outcome: Answered,
@@ -64,6 +80,8 @@ pub struct Metrics {
     pub(crate) verifications: Counter,
     pub(crate) stored: Counter,
     pub(crate) orphans: Counter,
+    removals: Family<RemovedLabels, Counter>,
+    removed_bytes: Family<RemovedLabels, Counter>,
     answers: Family<AnswerLabels, Counter>,
     answer_seconds: Histogram,
     answer_last_ms: Gauge<f64, AtomicU64>,
@@ -89,6 +107,8 @@ impl Metrics {
             verifications: Counter::default(),
             stored: Counter::default(),
             orphans: Counter::default(),
+            removals: Family::default(),
+            removed_bytes: Family::default(),
             answers: Family::default(),
             answer_seconds: seconds(),
             answer_last_ms: Gauge::default(),
@@ -119,6 +139,8 @@ impl Metrics {
         library.register("verifications", "Artifacts hashed", m.verifications);
         library.register("stored", "Artifacts stored", m.stored);
         library.register("orphans_removed", "Abandoned temporary files removed", m.orphans);
+        library.register("removed", "Artifacts removed, by reason", m.removals);
+        library.register("removed_bytes", "Bytes of the artifacts removed", m.removed_bytes);
         let prefetch = registry.sub_registry_with_prefix("urza_prefetch");
         prefetch.register("answers", "Requests answered, by outcome", m.answers);
         prefetch.register("seconds", "Receipt of a request to its answer", m.answer_seconds);
@@ -139,6 +161,18 @@ impl Metrics {
         self.lookups.get_or_create(&LookupLabels { outcome }).inc();
         self.lookup_seconds.observe(took.as_secs_f64());
         self.lookup_last_ms.set(took.as_secs_f64() * 1e3);
+    }
+
+    /// Counts an artifact that was removed.
+    pub(crate) fn removed(&self, reason: RemovalReason, bytes: u64) {
+        let reason = match reason {
+            RemovalReason::Quarantined => Removed::Quarantined,
+            RemovalReason::Superseded => Removed::Superseded,
+            RemovalReason::Budget => Removed::Budget,
+            RemovalReason::Orphan => Removed::Orphan,
+        };
+        self.removals.get_or_create(&RemovedLabels { reason }).inc();
+        self.removed_bytes.get_or_create(&RemovedLabels { reason }).inc_by(bytes);
     }
 
     /// Counts a request that was answered.

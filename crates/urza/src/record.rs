@@ -14,6 +14,14 @@ use crate::prewarm::Prewarm;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId(pub(crate) i64);
 
+impl std::str::FromStr for RecordId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -44,7 +52,12 @@ pub enum Role {
 }
 
 impl Role {
-    pub(crate) const fn text(self) -> &'static str {
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        [Self::Default, Self::Variant].into_iter().find(|role| role.text() == text)
+    }
+
+    /// Its name.
+    pub const fn text(self) -> &'static str {
         match self {
             Self::Default => "default",
             Self::Variant => "variant",
@@ -79,6 +92,15 @@ pub struct NewArtifact {
     pub extras: Extras,
 }
 
+/// What an artifact was made in the place of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parent {
+    /// SHA-256 of the earlier artifact of the same blueprint, parameters and site. It may be gone since.
+    pub digest: Digest,
+    /// The engine that it was of.
+    pub engine: String,
+}
+
 /// One artifact of the library.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
@@ -108,8 +130,18 @@ pub struct Record {
     pub strategy: String,
     /// Tier of its blueprint.
     pub tier: BlueprintTier,
+    /// Stage of the curriculum, where the safety sheet in the extras names one.
+    pub stage: Option<u32>,
     /// What else is said of it, by name.
     pub extras: Extras,
+    /// Its number among the versions of its blueprint, from 1; never changed, never used twice.
+    pub version: u64,
+    /// What it was made in the place of; `None` for the first of its kind.
+    pub parent: Option<Parent>,
+    /// Whether it is kept whatever room is wanted.
+    pub pinned: bool,
+    /// When it was last used, in Unix milliseconds, as far as noted: some minutes may be missing.
+    pub last_used_ms: u64,
     /// When it was first stored, in Unix milliseconds.
     pub created_at_ms: u64,
     /// Whether it may be offered.

@@ -89,6 +89,16 @@ pub fn library_config(settings: &EsperSettings) -> Result<urza::Config, urza::Co
     })
 }
 
+/// How long the library keeps things.
+pub fn retention(settings: &EsperSettings) -> urza::Retention {
+    urza::Retention {
+        quarantined: Some(settings.urza_quarantine_retention),
+        superseded: Some(settings.urza_superseded_retention),
+        bytes_max: settings.urza_library_bytes_max,
+        ..urza::Retention::default()
+    }
+}
+
 /// Where artifacts live beyond the directory, if they do.
 fn bucket_config(
     settings: &EsperSettings,
@@ -282,6 +292,7 @@ mod tests {
         let theirs = oona::Config { consumer: ours.consumer.clone(), ..oona::Config::default() };
         assert_eq!(ours, theirs);
         assert_eq!(library_config(&settings).unwrap(), urza::Config::default());
+        assert_eq!(retention(&settings), urza::Retention::default());
         assert_eq!(forge_config(&settings), tezzeret::Config::default());
         let prefetch = serving_config(&settings, "weatherlight");
         assert_eq!(prefetch, urza::PrefetchConfig::default());

@@ -154,6 +154,12 @@ impl Store {
         }
     }
 
+    /// Whether a file of this digest stands where it was just stored. Looks at the directory only: what a bucket has
+    /// taken is not asked for again.
+    pub(crate) fn stands(&self, digest: &Digest, bytes: u64) -> bool {
+        self.bucket.is_some() || self.files.identify(digest, bytes).is_ok()
+    }
+
     /// As [`Store::fetch`], and says which file it hashed.
     pub(crate) async fn prove(&self, digest: &Digest, bytes: u64) -> Result<Identity, FetchError> {
         let (files, digest) = (self.files.clone(), *digest);

@@ -13,15 +13,28 @@ use urza::{
     Prewarm, RecordState, Remedy, Role, StoreError,
 };
 
-use crate::support::{Fixture, artifact, count, fixture};
+use crate::support::{Fixture, artifact, count, fixture, on_both};
+
+on_both!(
+    what_is_stored_is_found_under_its_digest,
+    the_newest_default_wins_and_variants_are_found_by_job,
+    storing_again_keeps_one_record_and_joins_samples_of_the_same_machine,
+    the_list_is_paged_from_the_store_not_from_the_cache,
+    a_corrupt_artifact_is_kept_aside_and_healed_by_storing_again,
+    a_sound_file_stored_meanwhile_is_not_quarantined,
+    what_cannot_be_stored_leaves_nothing,
+    a_store_that_does_not_answer_is_unavailable_and_memory_stands_in,
+    another_process_shows_within_the_time_a_record_counts_as_fresh,
+    a_store_wakes_whoever_waits,
+    extras_stand_beside_a_record_and_nobody_loses_anothers,
+    measurements_are_kept_by_digest_machine_and_engine,
+);
 
 fn id(text: &str) -> BlueprintId {
     text.into()
 }
 
-#[tokio::test]
-async fn what_is_stored_is_found_under_its_digest() {
-    let f = fixture().await;
+async fn what_is_stored_is_found_under_its_digest(f: Fixture) {
     let stored = f.library.store(artifact("BP001", b"one")).await.unwrap();
     let hex = Digest::of("one").to_hex();
     assert_eq!(stored.digest.to_hex(), hex);
@@ -36,9 +49,7 @@ async fn what_is_stored_is_found_under_its_digest() {
     assert_eq!(other.find(&id("BP001")).await.unwrap(), Some(stored));
 }
 
-#[tokio::test]
-async fn the_newest_default_wins_and_variants_are_found_by_job() {
-    let f = fixture().await;
+async fn the_newest_default_wins_and_variants_are_found_by_job(f: Fixture) {
     let first = f.library.store(artifact("BP001", b"first")).await.unwrap();
     let mut variant = artifact("BP001", b"variant");
     variant.job.parameters.insert("width".to_owned(), 0.7);
@@ -55,9 +66,7 @@ async fn the_newest_default_wins_and_variants_are_found_by_job() {
     assert!(first.path.exists(), "earlier artifacts stay");
 }
 
-#[tokio::test]
-async fn storing_again_keeps_one_record_and_joins_samples_of_the_same_machine() {
-    let f = fixture().await;
+async fn storing_again_keeps_one_record_and_joins_samples_of_the_same_machine(f: Fixture) {
     let first = f.library.store(artifact("BP001", b"same")).await.unwrap();
     let mut again = artifact("BP001", b"same");
     again.prewarm = Prewarm::new("this machine", (0..18).map(|n| f64::from(n) + 0.5));
@@ -72,10 +81,8 @@ async fn storing_again_keeps_one_record_and_joins_samples_of_the_same_machine() 
 }
 
 /// Weakness 34: the listing came from the cache of 128.
-#[tokio::test]
-async fn the_list_is_paged_from_the_store_not_from_the_cache() {
-    let f = fixture().await;
-    let mut config = Config::at(f.dir.path());
+async fn the_list_is_paged_from_the_store_not_from_the_cache(f: Fixture) {
+    let mut config = f.config.clone();
     config.cache_len_max = 3;
     let library = Library::open(config, f.metrics.clone()).await.unwrap();
     for n in 0..7 {
@@ -118,9 +125,7 @@ async fn a_file_is_hashed_once_until_it_changes() {
     assert!(matches!(fault, FetchError::Corrupt { found: Mismatch::Kind, .. }), "{fault}");
 }
 
-#[tokio::test]
-async fn a_corrupt_artifact_is_kept_aside_and_healed_by_storing_again() {
-    let f = fixture().await;
+async fn a_corrupt_artifact_is_kept_aside_and_healed_by_storing_again(f: Fixture) {
     let record = f.library.store(artifact("BP001", b"contents")).await.unwrap();
     fs::write(&record.path, b"CONTENTS").unwrap();
     let fault = f.library.verify(&record).await.unwrap_err();
@@ -137,9 +142,7 @@ async fn a_corrupt_artifact_is_kept_aside_and_healed_by_storing_again() {
 }
 
 /// Weakness 31, cascade 5: recompiling during a fetch made the reader delete the new file.
-#[tokio::test]
-async fn a_sound_file_stored_meanwhile_is_not_quarantined() {
-    let f = fixture().await;
+async fn a_sound_file_stored_meanwhile_is_not_quarantined(f: Fixture) {
     let record = f.library.store(artifact("BP001", b"contents")).await.unwrap();
     fs::write(&record.path, b"CONTENTS").unwrap();
     let fault = f.library.verify(&record).await.unwrap_err();
@@ -150,9 +153,7 @@ async fn a_sound_file_stored_meanwhile_is_not_quarantined() {
     assert_eq!(f.quarantined(), 0);
 }
 
-#[tokio::test]
-async fn what_cannot_be_stored_leaves_nothing() {
-    let f = fixture().await;
+async fn what_cannot_be_stored_leaves_nothing(f: Fixture) {
     let mut unspecified = artifact("BP001", b"x");
     unspecified.tier = BlueprintTier::Unspecified;
     let refused = f.library.store(unspecified).await;
@@ -166,10 +167,8 @@ async fn what_cannot_be_stored_leaves_nothing() {
 }
 
 /// Weakness 36: a slow or locked store looked like "not found".
-#[tokio::test]
-async fn a_store_that_does_not_answer_is_unavailable_and_memory_stands_in() {
-    let f = fixture().await;
-    let mut config = Config::at(f.dir.path());
+async fn a_store_that_does_not_answer_is_unavailable_and_memory_stands_in(f: Fixture) {
+    let mut config = f.config.clone();
     config.cache_fresh = Duration::ZERO;
     let library = Library::open(config, f.metrics.clone()).await.unwrap();
     let known = library.store(artifact("BP001", b"one")).await.unwrap();
@@ -180,10 +179,8 @@ async fn a_store_that_does_not_answer_is_unavailable_and_memory_stands_in() {
     assert_eq!(f.metric("urza.library.cache_errors"), 1.0);
 }
 
-#[tokio::test]
-async fn another_process_shows_within_the_time_a_record_counts_as_fresh() {
-    let f = fixture().await;
-    let mut config = Config::at(f.dir.path());
+async fn another_process_shows_within_the_time_a_record_counts_as_fresh(f: Fixture) {
+    let mut config = f.config.clone();
     config.cache_fresh = Duration::ZERO;
     let reader = Library::open(config, f.metrics.clone()).await.unwrap();
     let first = f.library.store(artifact("BP001", b"one")).await.unwrap();
@@ -252,9 +249,7 @@ async fn what_is_no_catalogue_is_refused_with_its_name() {
     assert!(refused.to_string().contains("catalog.db"), "{refused}");
 }
 
-#[tokio::test]
-async fn a_store_wakes_whoever_waits() {
-    let f = fixture().await;
+async fn a_store_wakes_whoever_waits(f: Fixture) {
     let mut changes = f.library.changes();
     let before = *changes.borrow_and_update();
     f.library.store(artifact("BP001", b"one")).await.unwrap();
@@ -324,9 +319,7 @@ async fn closed_catalogue(fixture: &Fixture) -> std::path::PathBuf {
     fixture.dir.path().join("catalog.db")
 }
 
-#[tokio::test]
-async fn extras_stand_beside_a_record_and_nobody_loses_anothers() {
-    let f = fixture().await;
+async fn extras_stand_beside_a_record_and_nobody_loses_anothers(f: Fixture) {
     let mut new = artifact("BP001", b"one");
     new.extras.insert("safety".to_owned(), json!({ "risk": 0.25, "band": "low" }));
     let stored = f.library.store(new).await.unwrap();
@@ -357,9 +350,7 @@ async fn extras_stand_beside_a_record_and_nobody_loses_anothers() {
     assert!(matches!(f.library.store(unnamed).await, Err(StoreError::Extras(_))));
 }
 
-#[tokio::test]
-async fn measurements_are_kept_by_digest_machine_and_engine() {
-    let f = fixture().await;
+async fn measurements_are_kept_by_digest_machine_and_engine(f: Fixture) {
     let digest = f.library.store(artifact("BP001", b"one")).await.unwrap().digest;
     let measured = Measurement {
         samples_ms: (1..=25).map(f64::from).chain([f64::NAN, 0.0]).collect(),

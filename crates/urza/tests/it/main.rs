@@ -4,8 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod full;
+mod catalogue;
+mod collect;
 mod library;
 mod maintenance;
+mod migrations;
+mod postgres;
 mod prefetch;
 mod proxy;
 mod servers;

@@ -23,20 +23,46 @@ use urza::{
 pub struct Fixture {
     pub library: Library,
     pub metrics: Metrics,
+    pub config: Config,
     pub dir: TempDir,
 }
 
 pub async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let metrics = Metrics::register(&mut Registry::default());
-    let library = Library::open(Config::at(dir.path()), metrics.clone()).await.unwrap();
-    Fixture { library, metrics, dir }
+    let config = Config::at(dir.path());
+    fixture_with(dir, config).await
 }
+
+/// With these settings.
+pub async fn fixture_with(dir: TempDir, config: Config) -> Fixture {
+    let metrics = Metrics::register(&mut Registry::default());
+    let library = Library::open(config.clone(), metrics.clone()).await.unwrap();
+    Fixture { library, metrics, config, dir }
+}
+
+/// Each test once with a catalogue in SQLite and once in PostgreSQL.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::support::fixture().await).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::postgres::fixture().await).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_both;
 
 impl Fixture {
     pub async fn another_process(&self) -> Library {
         let metrics = Metrics::register(&mut Registry::default());
-        Library::open(Config::at(self.dir.path()), metrics).await.unwrap()
+        Library::open(self.config.clone(), metrics).await.unwrap()
     }
 
     pub fn metric(&self, name: &str) -> f64 {

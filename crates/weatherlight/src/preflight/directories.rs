@@ -21,7 +21,7 @@ pub(super) fn check(settings: &EsperSettings) -> Vec<Finding> {
         ("TAMIYO_POLICY_DIR", settings.tamiyo_policy_dir.clone()),
     ];
     if let Ok(config) = crate::wiring::library_config(settings)
-        && let Some(parent) = config.catalogue.path().parent()
+        && let Some(parent) = config.catalogue.path().and_then(Path::parent)
     {
         wanted.push(("URZA_DATABASE_URL", parent.to_owned()));
     }

@@ -254,7 +254,10 @@ fn maintenance(parts: &Parts) -> Build {
             lease,
             library: parts.library.clone(),
             demand: parts.forge.demand.clone(),
-            config: urza::MaintenanceConfig::default(),
+            config: urza::MaintenanceConfig {
+                retention: crate::wiring::retention(&parts.settings),
+                ..urza::MaintenanceConfig::default()
+            },
             heartbeat: context.heartbeat,
         };
         maintenance.run(context.stop)

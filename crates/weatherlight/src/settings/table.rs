@@ -186,8 +186,8 @@ settings! {
     }
     "Library" {
         urza_database_url: UrlText = "URZA_DATABASE_URL" "urza.database_url"
-            Url(&["sqlite"]), Some("sqlite:///./var/urza/catalog.db"), Restart,
-            "Database of the artifact catalogue.";
+            Url(&["sqlite", "postgres", "postgresql"]), Some("sqlite:///./var/urza/catalog.db"), Restart,
+            "Database of the artifact catalogue: a SQLite file, or `postgres://user:password@host:5432/database?sslmode=verify-full` for several machines.";
         urza_artifact_dir: PathBuf = "URZA_ARTIFACT_DIR" "urza.artifact_dir"
             Path, Some("./var/urza/artifacts"), Restart,
             "Directory of the artifacts. Trainers on other machines see it under the same path, or fetch by URZA_PUBLIC_URL. With URZA_ARTIFACT_URL it is the verified cache of the bucket.";
@@ -224,6 +224,15 @@ settings! {
         urza_cache_ttl: Option<Duration> = "URZA_CACHE_TTL_SECONDS" "urza.cache_ttl_seconds"
             Span(Seconds, 1.0, 31_536_000.0), None, Restart,
             "Age beyond which an unused artifact is expired. Unset: never.";
+        urza_library_bytes_max: Option<u64> = "URZA_LIBRARY_BYTES_MAX" "urza.library_bytes_max"
+            Bytes(1 << 20, 1 << 50), None, Restart,
+            "How much the artifacts may take together. Beyond it the least recently used are removed; what is leased, pinned, served or was used within the hour stays. Unset: no bound.";
+        urza_superseded_retention: Duration = "URZA_SUPERSEDED_RETENTION_S" "urza.superseded_retention_s"
+            Span(Seconds, 3600.0, 315_360_000.0), Some("7776000"), Restart,
+            "How long an artifact is kept after its last use once a newer one of the same blueprint, site and parameters has taken its place.";
+        urza_quarantine_retention: Duration = "URZA_QUARANTINE_RETENTION_S" "urza.quarantine_retention_s"
+            Span(Seconds, 3600.0, 315_360_000.0), Some("2592000"), Restart,
+            "How long the record of a quarantined artifact is kept.";
     }
     "Blueprints" {
         karn_blueprint_dir: Option<PathBuf> = "KARN_BLUEPRINT_DIR" "karn.blueprint_dir"

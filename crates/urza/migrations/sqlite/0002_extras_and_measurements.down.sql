@@ -1,0 +1,2 @@
+DROP TABLE measurements;
+ALTER TABLE records DROP COLUMN extras;

@@ -1,0 +1,17 @@
+DROP INDEX records_by_use;
+DROP INDEX records_by_place;
+DROP INDEX records_by_name;
+DROP INDEX records_by_state;
+DROP INDEX records_by_stage;
+DROP INDEX records_by_tier;
+DROP INDEX records_by_site;
+DROP TABLE about;
+DROP TABLE leases;
+DROP TABLE tags;
+DROP TABLE versions;
+ALTER TABLE records DROP COLUMN last_used_ms;
+ALTER TABLE records DROP COLUMN pinned;
+ALTER TABLE records DROP COLUMN stage;
+ALTER TABLE records DROP COLUMN parent_engine;
+ALTER TABLE records DROP COLUMN parent_digest;
+ALTER TABLE records DROP COLUMN version;
