@@ -11,6 +11,7 @@ mod levels;
 mod licences;
 mod metrics_page;
 mod pitfalls;
+mod postgres;
 mod pytorch;
 mod redis;
 mod redis_newer;
@@ -131,8 +132,10 @@ fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 fn test(root: &Path, rest: &[String]) -> Result<()> {
     let server = redis::server(root)?;
     let newer = redis_newer::servers(root, &server)?;
+    let postgres = postgres::programs(root)?;
     println!("Redis servers for the tests: {}", server.display());
     println!("  newer: {}, Valkey: {}", newer.redis.display(), newer.valkey.display());
+    println!("PostgreSQL for the tests: {}", postgres.display());
     let mut arguments = vec!["test", "--locked"];
     match rest {
         [] => arguments.push("--workspace"),
@@ -142,6 +145,7 @@ fn test(root: &Path, rest: &[String]) -> Result<()> {
         command.env("WEATHERLIGHT_TEST_REDIS_SERVER", &server);
         command.env("WEATHERLIGHT_TEST_REDIS_NEWER", &newer.redis);
         command.env("WEATHERLIGHT_TEST_VALKEY_SERVER", &newer.valkey);
+        command.env("WEATHERLIGHT_TEST_POSTGRES", &postgres);
     })?;
     if rest.is_empty() {
         // With the scheduler's locks in place of the system's; nothing but these tests can use them.

@@ -80,6 +80,10 @@ impl Cache {
         self.entries.retain(|_, entry| entry.record.digest != *digest);
     }
 
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+    }
+
     /// Drops what is older than the TTL, and says how many that were.
     pub(crate) fn expire(&mut self, now: Instant) -> u64 {
         let Some(ttl) = self.ttl else { return 0 };

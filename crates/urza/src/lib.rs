@@ -10,6 +10,7 @@
 //! (a file's place follows from its digest).
 
 mod answer;
+mod archive;
 pub mod bench;
 mod cache;
 mod catalogue;
@@ -40,6 +41,7 @@ pub use answer::{
     ARTIFACT_NOT_FOUND, CHECKSUM_MISMATCH, COMPILING, DEADLINE_EXCEEDED, INCOMPATIBLE,
     MISSING_ARTIFACT, QUARANTINED, UNAVAILABLE,
 };
+pub use archive::{ArchiveError, Archived};
 pub use catalogue::{SCHEMA_VERSION, migrate_to};
 pub use collect::{CollectMode, Collected, Orphans, Removal, RemovalReason, Retention};
 pub use config::{CatalogueUrl, Config, ConfigFault, PostgresUrl};

@@ -337,6 +337,16 @@ impl Library {
         noted
     }
 
+    pub(crate) fn artifact_bytes_max(&self) -> u64 {
+        self.inner.config.artifact_bytes_max as u64
+    }
+
+    /// Records came in from elsewhere: what is in memory is read again, and whoever waits looks again.
+    pub(crate) fn changed_by_import(&self) {
+        self.cache(Cache::clear);
+        self.inner.changes.send_modify(|count| *count += 1);
+    }
+
     pub(crate) fn catalogue(&self) -> &Catalogue {
         &self.inner.catalogue
     }

@@ -4,9 +4,12 @@
 //! `database` below them, and `migrate`, `sqlite`, `postgres` for how one is opened.
 
 mod database;
+mod import;
 mod lease;
 mod migrate;
 mod outage;
+#[cfg(test)]
+mod plan_tests;
 mod postgres;
 mod records;
 mod removal;

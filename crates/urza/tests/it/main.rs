@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-mod full;
+mod archive;
 mod catalogue;
 mod collect;
+mod full;
 mod library;
 mod maintenance;
 mod migrations;

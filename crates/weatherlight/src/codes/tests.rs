@@ -109,6 +109,9 @@ fn existing(family: Family) -> Vec<&'static str> {
             Damaged = "library_damaged",
             Catalogue = "library_catalogue",
             Migrate = "library_migrate",
+            NoSuchVersion = "library_version",
+            Foreign = "library_foreign",
+            Unreachable = "library_unreachable",
         }),
         Family::Kernel => {
             use kasmina::FetchFailure;
