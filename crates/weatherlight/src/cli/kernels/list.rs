@@ -78,7 +78,7 @@ pub(super) fn run(settings: &EsperSettings, wanted: &Wanted, json: bool) -> Resu
             tags.extend(found.map_err(|error| Failure::unavailable_because(&error))?);
         }
         library.close().await;
-        Ok((records, tags))
+        Ok::<_, Failure>((records, tags))
     })??;
     let of = |record: &Record| tags.get(&record.id).cloned().unwrap_or_default();
     if json {

@@ -11,7 +11,7 @@ use crate::settings::EsperSettings;
 /// Finds the one kernel that a person names: by the start of its digest, its row, or a blueprint (the one it is served
 /// with).
 pub(super) async fn named(library: &Library, name: &str) -> Result<Record, Failure> {
-    let away = |error| Failure::unavailable_because(&error);
+    let away = |error: urza::LibraryError| Failure::unavailable_because(&error);
     let is_blueprint = name.to_ascii_uppercase().starts_with("BP");
     if is_blueprint {
         let found = library.find(&name.to_ascii_uppercase().into()).await.map_err(away)?;
@@ -59,7 +59,7 @@ pub(super) async fn run(settings: &EsperSettings, name: &str, json: bool) -> Res
 }
 
 async fn tell(library: &Library, record: &Record) -> Result<Value, Failure> {
-    let away = |error| Failure::unavailable_because(&error);
+    let away = |error: urza::LibraryError| Failure::unavailable_because(&error);
     let mut told = as_json(record);
     let tags = library.tags(std::slice::from_ref(record)).await.map_err(away)?;
     told["tags"] = tags.into_values().flatten().collect::<Vec<_>>().into();
