@@ -90,7 +90,7 @@ fn runs(directory: &Path) -> Option<PathBuf> {
         let quiet = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
         quiet.status().is_ok_and(|status| status.success())
     };
-    NAMES.iter().all(|name| starts(name)).then(|| directory.to_path_buf())
+    NAMES.iter().all(starts).then(|| directory.to_path_buf())
 }
 
 fn fetch(unpacked: &Path) -> Result<PathBuf> {

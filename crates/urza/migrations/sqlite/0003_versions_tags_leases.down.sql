@@ -1,6 +1,7 @@
 DROP INDEX records_by_use;
 DROP INDEX records_by_place;
 DROP INDEX records_by_name;
+DROP INDEX records_by_job;
 DROP INDEX records_by_state;
 DROP INDEX records_by_stage;
 DROP INDEX records_by_tier;

@@ -49,4 +49,5 @@ CREATE INDEX records_by_stage ON records (stage, id);
 CREATE INDEX records_by_state ON records (state, id);
 CREATE INDEX records_by_place ON records (blueprint, site, id);
 CREATE INDEX records_by_name  ON records (blueprint, id);
+CREATE INDEX records_by_job   ON records (job_key, state, id);
 CREATE INDEX records_by_use   ON records (last_used_ms, id);

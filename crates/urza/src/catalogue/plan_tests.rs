@@ -42,7 +42,7 @@ async fn no_look_up_scans_or_sorts_the_records() {
     let all = Filter::default();
     let cases = [
         ("blueprint", records::find(&"BP001".into()), "records_by_blueprint"),
-        ("job", records::find_job(&job), "sqlite_autoindex_records_1"),
+        ("job", records::find_job(&job), "records_by_job"),
         (
             "page of a blueprint",
             page(Filter { blueprint: Some("BP001".into()), ..all.clone() }),
