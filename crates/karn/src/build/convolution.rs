@@ -140,7 +140,7 @@ pub(super) fn deformable_conv(sketch: &mut Sketch, x: NodeId, parameters: &Param
     let split = sketch.graph.reshape(taken, &split)?;
     let split = sketch.graph.permute(split, &[0, 1, 4, 2, 3])?;
     let columns = sketch.graph.reshape(split, &[channels * taps.len(), height, width])?;
-    let mixed = sketch.conv(columns, "kernel", Window::point(channels), Start::Hidden)?;
+    let mixed = sketch.conv(columns, "taps", Window::point(channels), Start::Hidden)?;
     let mixed = sketch.graph.relu(mixed)?;
     skip(sketch, x, mixed)
 }

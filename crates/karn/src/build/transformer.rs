@@ -103,11 +103,11 @@ fn attend(sketch: &mut Sketch, tokens: NodeId, name: &str) -> Built {
 /// Tokens and `share` of what two layers make of each.
 fn feed_forward(sketch: &mut Sketch, tokens: NodeId, name: &str, share: f32) -> Built {
     let channels = sketch.last(tokens);
-    let normal = sketch.norm(tokens, &format!("{name}.forward.norm"))?;
+    let normal = sketch.norm(tokens, &format!("{name}.feed.norm"))?;
     let hidden = FEED_FORWARD * channels;
-    let hidden = sketch.linear(normal, &format!("{name}.forward.expand"), hidden, Start::Hidden)?;
+    let hidden = sketch.linear(normal, &format!("{name}.feed.expand"), hidden, Start::Hidden)?;
     let hidden = sketch.graph.gelu(hidden)?;
-    let name = format!("{name}.forward.project");
+    let name = format!("{name}.feed.project");
     let branch = sketch.linear(hidden, &name, channels, Start::Zero)?;
     let branch = if share == 1.0 { branch } else { sketch.graph.scale(branch, share)? };
     sketch.graph.add(tokens, branch)
