@@ -8,6 +8,7 @@ mod import;
 mod list;
 mod mark;
 mod migrate;
+mod quarantine;
 mod show;
 mod verify;
 
@@ -105,6 +106,14 @@ pub enum Command {
     /// Measure the way from a request to an attached kernel, each figure beside its baseline
     #[command(after_help = "Example: weatherlight kernels bench --own-server --quick")]
     Bench(bench::Arguments),
+    /// Try one blueprint in quarantine and say what was caught; stressors run nowhere else
+    ///
+    /// Builds it, runs it on a thread of its own within budgets, and stores nothing. Exits with 0 when nothing was
+    /// found, with 1 when something was, with 65 when the parameters do not fit.
+    #[command(
+        after_help = "Examples:\n  weatherlight kernels quarantine BP043\n  weatherlight kernels quarantine BP046 --parameters iterations=1000 --json"
+    )]
+    Quarantine(quarantine::Options),
 }
 
 pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
@@ -124,6 +133,7 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
         Command::Pin(pin) => block_on(mark::pin(&settings, pin, global.json))?,
         Command::Lease(lease) => block_on(mark::lease(&settings, lease, global.json))?,
         Command::Migrate { to } => block_on(migrate::run(&settings, *to, global.json))?,
+        Command::Quarantine(options) => quarantine::run(options, global.json),
         Command::Build(options) => build::run(&settings, options, global.json),
         Command::Bench(arguments) => bench::run(global, arguments),
     }
