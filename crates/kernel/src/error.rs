@@ -1,5 +1,23 @@
 //! Why a graph, a run or a plan was refused.
 
+/// A node whose operands do not fit its operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "node {node}, {operator} of nodes {operands:?}: input shapes {shapes:?} do not fit; expected {expected}"
+)]
+pub struct Unfit {
+    /// Operator, in the spelling of the manifest.
+    pub operator: &'static str,
+    /// Index the node would have had.
+    pub node: usize,
+    /// Indices of its operands.
+    pub operands: Vec<usize>,
+    /// Their shapes.
+    pub shapes: Vec<Vec<usize>>,
+    /// What would have been accepted.
+    pub expected: String,
+}
+
 /// Why a graph could not be built, read or changed. Nothing is half done after an error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GraphError {
@@ -14,21 +32,8 @@ pub enum GraphError {
         expected: String,
     },
     /// The operands of a node that was to be added do not fit its operator.
-    #[error(
-        "node {node}, {operator} of nodes {operands:?}: input shapes {shapes:?} do not fit; expected {expected}"
-    )]
-    Unfit {
-        /// Operator, in the spelling of the manifest.
-        operator: &'static str,
-        /// Index the node would have had.
-        node: usize,
-        /// Indices of its operands.
-        operands: Vec<usize>,
-        /// Their shapes.
-        shapes: Vec<Vec<usize>>,
-        /// What would have been accepted.
-        expected: String,
-    },
+    #[error("{0}")]
+    Unfit(Box<Unfit>),
     /// An attribute of the operator is out of its range.
     #[error("{operator}: {attribute} is {found}; expected {expected}")]
     Attribute {

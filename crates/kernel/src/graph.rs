@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::GraphError;
+use crate::error::{GraphError, Unfit};
 use crate::op::Op;
 use crate::shape::infer;
 use crate::tensor::{Params, Tensor};
@@ -222,13 +222,15 @@ impl Graph {
         let shapes: Vec<&[usize]> = operands.iter().map(|&operand| self.shape(operand)).collect();
         let id = NodeId(self.nodes.len());
         let shape = infer(&op, &shapes).map_err(|error| match error {
-            GraphError::Shape { operator, shapes, expected } => GraphError::Unfit {
-                operator,
-                node: id.0,
-                operands: operands.iter().map(|operand| operand.0).collect(),
-                shapes,
-                expected,
-            },
+            GraphError::Shape { operator, shapes, expected } => {
+                GraphError::Unfit(Box::new(Unfit {
+                    operator,
+                    node: id.0,
+                    operands: operands.iter().map(|operand| operand.0).collect(),
+                    shapes,
+                    expected,
+                }))
+            }
             other => other,
         })?;
         self.register(&op, id)?;

@@ -39,7 +39,7 @@ mod tensor;
 pub use canonical::to_canonical_json;
 pub use cost::Cost;
 pub use digest::{BadDigest, Digest};
-pub use error::{GraphError, RunError};
+pub use error::{GraphError, RunError, Unfit};
 pub use gradient::{differentiate, differentiate_trainable, gradient_name};
 pub use graph::{Graph, NODES_MAX, Named, Node, NodeId, STEP_INPUT};
 pub use init::Init;

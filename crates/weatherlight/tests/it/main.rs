@@ -9,8 +9,11 @@ mod bus;
 #[path = "../../src/otlp/collector.rs"]
 mod collector;
 mod demo;
+mod kernels;
 mod logs;
 mod otlp;
+#[path = "../../../urza/tests/it/proxy.rs"]
+mod proxy;
 mod refusals;
 mod reload;
 mod service;
