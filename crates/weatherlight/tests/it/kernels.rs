@@ -102,7 +102,7 @@ async fn order(
     let bus = Bus::open(config, keyring, oona::Metrics::detached()).await.unwrap();
     let patience = Patience { attempts_max: 1, ..Patience::default() };
     let (desk, mut trainer) =
-        PrefetchDesk::new(PrefetchConfig { patience, fetcher: Some(fetcher) });
+        PrefetchDesk::new(PrefetchConfig { patience, fetcher: Some(fetcher), trusted: None });
     let metrics = kasmina::Metrics::register(&mut Registry::default());
     let consumer = ReadyConsumer {
         bus: bus.clone(),

@@ -12,6 +12,7 @@ mod demo;
 mod kernels;
 mod logs;
 mod otlp;
+#[allow(dead_code, reason = "the tests of urza use the rest")]
 #[path = "../../../urza/tests/it/proxy.rs"]
 mod proxy;
 mod refusals;
