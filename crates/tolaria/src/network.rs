@@ -7,7 +7,8 @@ use std::time::Instant;
 use kasmina::BlendMode;
 use kernel::optimiser::{Adam, Optimiser, OptimiserError};
 use kernel::{
-    Graph, GraphError, ParamStore, Params, Plan, RunError, STEP_INPUT, StoreError, differentiate,
+    Fallback, Graph, GraphError, ParamStore, Params, Plan, RunError, Runner, STEP_INPUT,
+    StoreError, differentiate,
 };
 use leyline::ids::SeedId;
 
@@ -82,13 +83,13 @@ pub struct Network {
     optimiser: Optimiser,
     steps: u64,
     plans: Option<Plans>,
-    evaluations: BTreeMap<usize, Plan>,
+    evaluations: BTreeMap<usize, Runner>,
 }
 
 #[derive(Debug)]
 struct Plans {
-    host: Plan,
-    isolated: Vec<(SeedId, Plan)>,
+    host: Runner,
+    isolated: Vec<(SeedId, Runner)>,
     alphas: Vec<String>,
 }
 
@@ -469,9 +470,9 @@ impl Network {
 
     fn compile(&self) -> Result<Plans, NetworkError> {
         let sites = self.sites();
-        let derive = |composed: host::Composed| -> Result<Plan, NetworkError> {
+        let derive = |composed: host::Composed| -> Result<Runner, NetworkError> {
             let wrt: Vec<&str> = composed.wrt.iter().map(String::as_str).collect();
-            Ok(Plan::compile(&differentiate(&composed.graph, LOSS, &wrt)?)?)
+            runner(&differentiate(&composed.graph, LOSS, &wrt)?)
         };
         let mut isolated = Vec::new();
         for slot in self.slots.iter().filter(|slot| slot.mode == Mode::Isolated) {
@@ -483,10 +484,28 @@ impl Network {
         Ok(Plans { host, isolated, alphas })
     }
 
-    fn compile_evaluation(&self, rows: usize) -> Result<Plan, NetworkError> {
+    fn compile_evaluation(&self, rows: usize) -> Result<Runner, NetworkError> {
         let pass = host::host_pass(self.shape, &self.sites(), rows)?;
-        Ok(Plan::compile(&pass.graph.select(&[LOGITS])?.inference()?)?)
+        runner(&pass.graph.select(&[LOGITS])?.inference()?)
     }
+}
+
+/// What runs a pass: its plan, if one can be made and is valid for it, or else the interpreter.
+///
+/// # Errors
+/// [`GraphError::Quarantined`], which neither of them runs here.
+fn runner(graph: &Graph) -> Result<Runner, NetworkError> {
+    if let Some(operator) = graph.stress() {
+        return Err(GraphError::Quarantined { operator }.into());
+    }
+    let runner = match Plan::compile(graph) {
+        Ok(plan) => Runner::guarded(plan, graph),
+        Err(error) => Runner::interpreted(graph, Fallback::NoPlan { error: error.to_string() }),
+    };
+    if let Some(reason) = runner.execution().reason() {
+        tracing::warn!(%reason, "a pass runs by the interpreter");
+    }
+    Ok(runner)
 }
 
 fn prefixed(name: &str, prefix: &str) -> bool {
