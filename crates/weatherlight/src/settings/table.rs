@@ -260,7 +260,7 @@ settings! {
             "Directory of compile jobs that outlive the process. Unset: forge/jobs beside URZA_ARTIFACT_DIR.";
         tezzeret_signing_key: Option<SecretText> = "TEZZERET_SIGNING_KEY" "tezzeret.signing_key"
             Secret, None, Restart,
-            "Secret ed25519 key in PEM (PKCS#8) with which the forge signs what it makes; best as a file, TEZZERET_SIGNING_KEY_FILE. `weatherlight kernels keygen` makes one.";
+            "Secret ed25519 key in PEM (PKCS#8) with which the forge signs what it makes; best as a file, TEZZERET_SIGNING_KEY_FILE. `openssl genpkey -algorithm ed25519` makes one.";
     }
     "Seeds" {
         kasmina_embargo: Duration = "KASMINA_EMBARGO_S" "kasmina.embargo_s"
