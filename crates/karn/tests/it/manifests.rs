@@ -136,7 +136,7 @@ fn a_graph_that_does_not_do_is_refused_with_operator_and_shapes() {
             "out = \"features\"\nstart = \"zero\"",
             "out = \"features + 1\"\nstart = \"zero\"",
         ),
-        &["nodes.sum: add: input shapes [[8, 32], [8, 33]] do not fit; expected equal or"],
+        &["nodes.sum: node 12, add of nodes [0, 11]: input shapes [[8, 32], [8, 33]] do not fit"],
     );
     refused(
         &adapter("max(1, round(features / reduction))", "features / reduction"),
