@@ -73,7 +73,7 @@ impl<'a> Outputs<'a> {
         self.outputs.iter().map(move |slot| (slot.name.as_str(), outputs.values(slot)))
     }
 
-    /// New values of the parameters the graph updates; [`ParamStore::absorb`] writes them.
+    /// New values of the parameters the graph updates; [`crate::ParamStore::absorb`] writes them.
     pub fn updates(&self) -> impl Iterator<Item = (&'a str, &'a [f32])> {
         let outputs = *self;
         self.updates.iter().map(move |slot| (slot.name.as_str(), outputs.values(slot)))

@@ -80,7 +80,7 @@ pub enum KeyError {
     /// A key of another algorithm, or damaged.
     #[error("the key is not an ed25519 key; make one with `openssl genpkey -algorithm ed25519`")]
     Algorithm,
-    /// More than [`KEYS_MAX`].
+    /// More than 256.
     #[error("{found} keys are too many; at most {KEYS_MAX} are read")]
     TooMany {
         /// Keys found.

@@ -296,7 +296,10 @@ impl Shift {
             return None;
         }
         let admission = self.health.next_admission(Instant::now())?;
-        self.backlog.next_due().map(|due| due.max(admission))
+        let due = self.backlog.next_due()?;
+        // The first job that the open breaker keeps waiting is told of when it would have begun.
+        let is_open = self.health.state() == CircuitBreakerState::CircuitStateOpen;
+        if is_open && !self.told_of_skipping { Some(due) } else { Some(due.max(admission)) }
     }
 
     fn jobs_max(&self) -> usize {
