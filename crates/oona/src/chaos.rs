@@ -23,6 +23,8 @@ pub enum Point {
     ArtifactWritten,
     /// The artifact is stored and catalogued; nobody was told.
     ArtifactStored,
+    /// Everybody is told of a stored artifact; its job still stands in the forge's queue.
+    UpdatePublished,
     /// The answer is made; it is not published.
     AnswerMade,
     /// The answer is published; the request is not acknowledged.
@@ -100,7 +102,7 @@ mod armed {
         Some(Fuse { point, left: AtomicUsize::new(count) })
     }
 
-    const ALL: [(&str, Point); 11] = [
+    const ALL: [(&str, Point); 12] = [
         ("request_read", Point::RequestRead),
         ("request_verified", Point::RequestVerified),
         ("nonce_claimed", Point::NonceClaimed),
@@ -108,6 +110,7 @@ mod armed {
         ("kernel_compiling", Point::KernelCompiling),
         ("artifact_written", Point::ArtifactWritten),
         ("artifact_stored", Point::ArtifactStored),
+        ("update_published", Point::UpdatePublished),
         ("answer_made", Point::AnswerMade),
         ("answer_published", Point::AnswerPublished),
         ("request_acknowledged", Point::RequestAcknowledged),

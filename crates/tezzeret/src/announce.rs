@@ -47,7 +47,7 @@ impl Announcement {
     pub(crate) async fn make(self) {
         let (queue, key) = (self.queue.clone(), self.key);
         if self.publish().await {
-            oona::chaos::point(oona::chaos::Point::AnswerPublished);
+            oona::chaos::point(oona::chaos::Point::UpdatePublished);
             let _ = tokio::task::spawn_blocking(move || queue.settle(&key)).await;
         } else {
             self.metrics.unannounced.inc();

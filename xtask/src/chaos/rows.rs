@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::place::{self, Place};
 use super::server::Sync;
-use super::traffic::Forgeries;
+use super::traffic::{BUILT, Forgeries};
 use super::trial::{Outcome, Trial};
 
 /// How long faults last that last.
@@ -63,7 +63,7 @@ const fn kill(point: &'static str, name: &'static str, what: &'static str) -> Ro
 }
 
 /// All rows, in the order of the table.
-pub const ROWS: [Row; 25] = [
+pub const ROWS: [Row; 26] = [
     kill("request_read", "kill-request-read", "`kill -9` twice: request read, nothing verified"),
     kill(
         "request_verified",
@@ -94,6 +94,11 @@ pub const ROWS: [Row; 25] = [
         "artifact_stored",
         "kill-artifact-stored",
         "`kill -9` twice: artifact stored, nobody told",
+    ),
+    kill(
+        "update_published",
+        "kill-update-published",
+        "`kill -9` twice: catalogue update published, its job still queued",
     ),
     kill("answer_made", "kill-answer-made", "`kill -9` twice: answer made, not published"),
     kill(
@@ -224,7 +229,8 @@ fn usual(trial: &mut Trial<'_>) -> Result<()> {
 
 /// The library is empty at first and requests wait already, so that every point is on the way.
 fn kill_at(trial: &mut Trial<'_>, point: &str) -> Result<()> {
-    let is_build = ["kernel_compiling", "artifact_written", "artifact_stored"].contains(&point);
+    let is_build = ["kernel_compiling", "artifact_written", "artifact_stored", "update_published"]
+        .contains(&point);
     let passings = if is_build { 1..=4 } else { 5..=40 };
     trial.run_for(Duration::from_millis(500))?;
     let fuses = [0, 1].map(|_| format!("{point}:{}", trial.random.random_range(passings.clone())));
@@ -448,7 +454,7 @@ fn until_built(trial: &mut Trial<'_>) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     trial.until(Duration::from_secs(60), "all kernels are built", |_| {
         found = artifacts(&directory)?;
-        Ok(found.len() >= 18)
+        Ok(found.len() >= BUILT as usize)
     })?;
     // The last file stands a moment before its record.
     trial.run_for(Duration::from_millis(500))?;
