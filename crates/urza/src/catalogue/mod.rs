@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::database::{Pool, Row};
+use self::database::{Pool, Row, Statement};
 use self::outage::Outage;
 use crate::config::{CatalogueUrl, Config};
 use crate::error::{LibraryError, OpenError, StoreFault};
@@ -55,6 +55,11 @@ impl Catalogue {
     /// Closes the connections, writing back what SQLite's log still holds.
     pub(crate) async fn close(&self) {
         self.pool.close().await;
+    }
+
+    /// Asks what touches no table: what a query costs before it has looked at anything.
+    pub(crate) async fn bare(&self) -> Result<(), LibraryError> {
+        self.within(self.pool.row(&Statement::new("SELECT 1 AS one"))).await.map(drop)
     }
 
     /// Waits for the answer to a query, within its time and unless the server is known to be away.

@@ -9,6 +9,7 @@ mod catalogue;
 mod engine;
 mod figure;
 mod latency;
+mod lookups;
 mod raw;
 mod stage;
 mod throughput;
@@ -30,14 +31,22 @@ pub enum Part {
     Artifact,
     /// The whole catalogue, compiled and found
     Catalogue,
+    /// Finding one of a million records
+    Lookups,
     /// The engine's own workloads
     Engine,
 }
 
 impl Part {
     /// Every part, in the order in which they are measured.
-    pub const ALL: [Self; 5] =
-        [Self::Latency, Self::Throughput, Self::Artifact, Self::Catalogue, Self::Engine];
+    pub const ALL: [Self; 6] = [
+        Self::Latency,
+        Self::Throughput,
+        Self::Artifact,
+        Self::Catalogue,
+        Self::Lookups,
+        Self::Engine,
+    ];
 }
 
 /// How long to measure.
@@ -56,6 +65,8 @@ pub struct Bench {
     pub redis_url: Option<String>,
     /// Whether the embedded log is measured.
     pub embedded: bool,
+    /// An empty catalogue for the look-ups; without one they have a SQLite file of their own.
+    pub catalogue: Option<urza::CatalogueUrl>,
     /// An existing directory of our own.
     pub directory: PathBuf,
     /// How long.
@@ -111,6 +122,9 @@ pub enum BenchError {
     /// The kernel that is asked for.
     #[error("the library does not store")]
     Store(#[from] urza::StoreError),
+    /// Looking up in a large library.
+    #[error("the look-ups cannot be measured")]
+    Lookups(#[from] urza::bench::BenchFault),
     /// Its file.
     #[error("the artifact cannot be read")]
     Fetch(#[from] urza::FetchError),
@@ -153,6 +167,7 @@ pub async fn run(
             Part::Throughput => throughput::measure(bench).await?,
             Part::Artifact => artifact::measure(bench).await?,
             Part::Catalogue => catalogue::measure(bench).await?,
+            Part::Lookups => lookups::measure(bench).await?,
             Part::Engine => engine::measure(bench)?,
         };
         measured.iter().for_each(&mut tell);

@@ -21,6 +21,9 @@ pub struct Arguments {
     /// file synced every second, gone afterwards
     #[arg(long, conflicts_with = "embedded")]
     own_server: bool,
+    /// Look up in this catalogue, which must be empty and is left full, instead of a SQLite file
+    #[arg(long, value_name = "URL")]
+    catalogue: Option<String>,
     /// Few repetitions: says less, takes a fraction of the time
     #[arg(long)]
     quick: bool,
@@ -32,8 +35,8 @@ pub struct Arguments {
 /// Everything, with a server of its own where `redis-server` is installed.
 pub(in crate::cli) fn for_cargo(quick: bool) -> Result<(), Failure> {
     let own_server = which("redis-server");
-    let (redis, embedded, only) = (false, false, Vec::new());
-    let arguments = Arguments { redis, embedded, own_server, quick, only };
+    let (redis, embedded, catalogue, only) = (false, false, None, Vec::new());
+    let arguments = Arguments { redis, embedded, own_server, catalogue, quick, only };
     print(&measure(None, &arguments, false)?);
     Ok(())
 }
@@ -61,6 +64,8 @@ fn measure(
     arguments: &Arguments,
     quiet: bool,
 ) -> Result<Vec<Figure>, Failure> {
+    let catalogue = arguments.catalogue.as_deref().map(urza::CatalogueUrl::parse).transpose();
+    let catalogue = catalogue.map_err(|fault| Failure::configuration(fault.to_string()))?;
     let scratch = Scratch::new().map_err(|error| Failure::software(&error))?;
     runtime()?.block_on(async {
         let wants_redis = !arguments.embedded;
@@ -78,6 +83,7 @@ fn measure(
         let bench = Bench {
             redis_url: redis_url.filter(|_| wants_redis),
             embedded: !arguments.redis,
+            catalogue,
             directory: scratch.0.clone(),
             length: if arguments.quick { Length::Quick } else { Length::Full },
         };

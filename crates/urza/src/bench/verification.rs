@@ -1,13 +1,12 @@
 //! What verification costs, measured: the library's own first look at a file against SHA-256 over
 //! memory, side by side in one run.
 
-use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kernel::Digest;
 
-use crate::error::FetchError;
+use super::{BenchFault, quantile};
 use crate::files::Files;
 use crate::store::WriteFault;
 
@@ -27,22 +26,6 @@ impl Verification {
     pub fn ratio(&self) -> f64 {
         self.file_rate / self.memory_rate
     }
-}
-
-/// Why nothing was measured.
-#[derive(Debug, thiserror::Error)]
-pub enum BenchFault {
-    /// The directory cannot be used.
-    #[error("cannot write {path}; measure in a directory with room")]
-    Write {
-        /// The file or directory.
-        path: std::path::PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// What was written is not what was read.
-    #[error("the artifact that was written for this is not sound")]
-    Verify(#[from] FetchError),
 }
 
 /// Measures in `directory`, with an artifact of `bytes` bytes, `rounds` times each (at least once).
@@ -74,13 +57,8 @@ pub fn verification(
     }
     let path = files.path(&digest);
     files.remove(&digest).map_err(|source| write(path, source))?;
-    let rate = |times| bytes as f64 / middle(times).as_secs_f64().max(f64::MIN_POSITIVE);
+    let rate = |times| bytes as f64 / quantile(times, 0.5).as_secs_f64().max(f64::MIN_POSITIVE);
     Ok(Verification { bytes: bytes as u64, memory_rate: rate(memory), file_rate: rate(file) })
-}
-
-fn middle(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
