@@ -19,6 +19,11 @@ pub mod supervisor;
 pub mod training;
 mod wiring;
 
+/// The bus allocates for every message and frees on another thread than it allocated on; the system's allocator spent a
+/// third of the process's time on that (`docs/benchmarks.md`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures what `weatherlight kernels bench` measures, for `cargo bench`.
 #[doc(hidden)]
 pub fn bench_kernels(quick: bool) -> std::process::ExitCode {

@@ -65,6 +65,8 @@ fn command(program: &Path, port: u16, directory: &Path) -> Command {
     let mut command = Command::new(program);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
     command.args(["--appendonly", "yes", "--appendfsync", "everysec", "--dir"]).arg(directory);
+    // A rewrite of the file takes a core from whatever is measured just then.
+    command.args(["--auto-aof-rewrite-percentage", "0"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use kernel::Digest;
+use leyline::time::now_unix_ms;
 use leyline::wire::BlueprintTier;
 use prometheus_client::registry::Registry;
 
 use super::{BenchFault, quantile};
-use crate::archive::Arriving;
+use crate::catalogue::Filled;
 use crate::config::Config;
 use crate::extras::Extras;
 use crate::job::JobKey;
@@ -56,16 +57,12 @@ impl LookupTimes {
     }
 }
 
-/// Fills the catalogue of a configuration, which must be empty, with `records` records without files, and looks up
+/// Fills the catalogue of a configuration, which must be empty, with `records` records without files (at least 1000), and looks up
 /// `rounds` of them in each way; ways and baseline take turns.
 ///
 /// # Errors
 /// [`BenchFault`]
-pub async fn lookups(
-    config: Config,
-    records: usize,
-    rounds: usize,
-) -> Result<Lookups, BenchFault> {
+pub async fn lookups(config: Config, records: usize, rounds: usize) -> Result<Lookups, BenchFault> {
     let library = Library::open(config, Metrics::register(&mut Registry::default())).await?;
     let measured = match library.list(Page { after: None, limit: 1 }).await {
         Ok(found) if found.is_empty() => {
@@ -78,17 +75,13 @@ pub async fn lookups(
     measured
 }
 
-async fn measure(
-    library: &Library,
-    records: usize,
-    rounds: usize,
-) -> Result<Lookups, BenchFault> {
+async fn measure(library: &Library, records: usize, rounds: usize) -> Result<Lookups, BenchFault> {
     let began = Instant::now();
     let mut written = 0;
     while written < records {
         let until = records.min(written + CHUNK);
-        let chunk: Vec<Arriving> = (written..until).map(arriving).collect();
-        library.catalogue().import(&chunk).await?;
+        let chunk: Vec<Filled> = (written..until).map(filled).collect();
+        library.catalogue().fill(&chunk, now_unix_ms()).await?;
         written = until;
     }
     let filled_in = began.elapsed();
@@ -136,7 +129,7 @@ fn job(at: usize) -> JobKey {
     }
 }
 
-fn arriving(at: usize) -> Arriving {
+fn filled(at: usize) -> Filled {
     let is_default = (at / BLUEPRINTS).is_multiple_of(DEFAULT_EVERY);
     let new = NewArtifact {
         job: job(at),
@@ -151,15 +144,7 @@ fn arriving(at: usize) -> Arriving {
         tier: BlueprintTier::Safe,
         extras: Extras::default(),
     };
-    Arriving {
-        new,
-        digest: digest(at),
-        bytes: 4096,
-        created_at_ms: 1 + at as u64,
-        pinned: false,
-        tags: Vec::new(),
-        measurements: Vec::new(),
-    }
+    Filled { new, digest: digest(at), bytes: 4096, version: (at / BLUEPRINTS) as i64 + 1 }
 }
 
 #[cfg(test)]

@@ -29,7 +29,9 @@ pub enum BenchFault {
     #[error("the library of the measurement does not answer")]
     Library(#[from] LibraryError),
     /// There is something in it.
-    #[error("the catalogue of the measurement is not empty; name an empty one, it is left full of records without files")]
+    #[error(
+        "the catalogue of the measurement is not empty; name an empty one, it is left full of records without files"
+    )]
     NotEmpty,
     /// What was stored is not found.
     #[error("record {at} of the measurement is not found by its {by}")]

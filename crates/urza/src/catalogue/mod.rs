@@ -4,6 +4,7 @@
 //! `database` below them, and `migrate`, `sqlite`, `postgres` for how one is opened.
 
 mod database;
+mod fill;
 mod import;
 mod lease;
 mod migrate;
@@ -29,6 +30,7 @@ use crate::error::{LibraryError, OpenError, StoreFault};
 use crate::files::Files;
 use crate::record::{Record, RecordId};
 
+pub(crate) use self::fill::Filled;
 pub use self::migrate::SCHEMA_VERSION;
 pub(crate) use self::removal::{Candidate, Forgotten};
 

@@ -322,37 +322,21 @@ pub(super) async fn insert_in(
     writing.execute(&sound.text(digest.to_hex())).await?;
     let samples = joined(before.and_then(|row| row::prewarm(row).ok()), &new.prewarm);
     let pinned = before.and_then(|row| row.integer("pinned").ok()).unwrap_or_default();
-    let insert = Statement::new(format!(
-        "INSERT INTO records (blueprint, job_key, parameters, site, engine, role, digest, bytes, \
-         guard_digest, guard_spec, guard_summary, compile_ms, prewarm_machine, prewarm_samples, \
-         strategy, tier, created_at_ms, extras, version, parent_digest, parent_engine, stage, \
-         pinned, last_used_ms, state) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-         $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, 'active') RETURNING {COLUMNS}"
-    ))
-    .text(new.job.blueprint.as_str())
-    .text(&key)
-    .text(new.job.parameters_json())
-    .text(&new.job.site)
-    .text(&new.job.engine)
-    .text(new.role.text())
-    .text(digest.to_hex())
-    .integer(signed(bytes))
-    .text(new.guard_digest.to_hex())
-    .text(&new.guard_spec)
-    .text(&new.guard_summary)
-    .with(Value::Real(finite(new.compile_ms)))
-    .text(&samples.machine)
-    .text(samples_json(&samples))
-    .text(&new.strategy)
-    .integer(i64::from(new.tier as i32))
-    .integer(created_at_ms)
-    .text(canonical(&extras).unwrap_or_else(|_| "{}".to_owned()))
-    .integer(version)
-    .with(Value::MaybeText(parent_digest))
-    .with(Value::MaybeText(parent_engine))
-    .with(Value::MaybeInteger(stage(&extras)))
-    .integer(pinned)
-    .integer(signed(now_ms));
+    let places = places(1);
+    let insert = format!("INSERT INTO records ({WRITTEN}) VALUES {places} RETURNING {COLUMNS}");
+    let written = Written {
+        new,
+        digest,
+        bytes,
+        samples: &samples,
+        created_at_ms,
+        extras: &extras,
+        version,
+        parent: parent_digest.zip(parent_engine),
+        pinned,
+        last_used_ms: signed(now_ms),
+    };
+    let insert = written.bind(Statement::new(insert));
     let rows = writing.rows(&insert).await?;
     let row = rows.into_iter().next().ok_or(sqlx::Error::RowNotFound)?;
     if let Some(before) = before {
@@ -361,6 +345,72 @@ pub(super) async fn insert_in(
         writing.execute(&tags).await?;
     }
     Ok(row)
+}
+
+/// The columns that a record is written with, in the order of [`Written::bind`]; it is active.
+pub(super) const WRITTEN: &str = "blueprint, job_key, parameters, site, engine, role, digest, bytes, \
+    guard_digest, guard_spec, guard_summary, compile_ms, prewarm_machine, prewarm_samples, strategy, \
+    tier, created_at_ms, extras, version, parent_digest, parent_engine, stage, pinned, last_used_ms, \
+    state";
+const WRITTEN_LEN: usize = 24;
+
+/// The places of the values of so many rows: `($1, …, 'active'), ($25, …)`.
+pub(super) fn places(rows: usize) -> String {
+    let row = |row: usize| {
+        let first = row * WRITTEN_LEN + 1;
+        let values: Vec<String> =
+            (first..first + WRITTEN_LEN).map(|place| format!("${place}")).collect();
+        format!("({}, 'active')", values.join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
+/// A record as it is written.
+pub(super) struct Written<'a> {
+    pub(super) new: &'a NewArtifact,
+    pub(super) digest: &'a Digest,
+    /// Size of the file.
+    pub(super) bytes: u64,
+    pub(super) samples: &'a Prewarm,
+    pub(super) created_at_ms: i64,
+    pub(super) extras: &'a Extras,
+    pub(super) version: i64,
+    /// What it takes the place of: digest and engine.
+    pub(super) parent: Option<(String, String)>,
+    pub(super) pinned: i64,
+    pub(super) last_used_ms: i64,
+}
+
+impl Written<'_> {
+    pub(super) fn bind(self, statement: Statement) -> Statement {
+        let new = self.new;
+        let (parent_digest, parent_engine) = self.parent.unzip();
+        statement
+            .text(new.job.blueprint.as_str())
+            .text(new.job.digest().to_hex())
+            .text(new.job.parameters_json())
+            .text(&new.job.site)
+            .text(&new.job.engine)
+            .text(new.role.text())
+            .text(self.digest.to_hex())
+            .integer(signed(self.bytes))
+            .text(new.guard_digest.to_hex())
+            .text(&new.guard_spec)
+            .text(&new.guard_summary)
+            .with(Value::Real(finite(new.compile_ms)))
+            .text(&self.samples.machine)
+            .text(samples_json(self.samples))
+            .text(&new.strategy)
+            .integer(i64::from(new.tier as i32))
+            .integer(self.created_at_ms)
+            .text(canonical(self.extras).unwrap_or_else(|_| "{}".to_owned()))
+            .integer(self.version)
+            .with(Value::MaybeText(parent_digest))
+            .with(Value::MaybeText(parent_engine))
+            .with(Value::MaybeInteger(stage(self.extras)))
+            .integer(self.pinned)
+            .integer(self.last_used_ms)
+    }
 }
 
 /// The number of a new version of a blueprint, and what it takes the place of: the newest artifact of the same

@@ -144,7 +144,7 @@ enum Baseline {
 }
 
 impl Baseline {
-    async fn new(stage: &Stage) -> Result<Self, BenchError> {
+    async fn new(stage: &mut Stage) -> Result<Self, BenchError> {
         if let Some(raw) = stage.raw().await? {
             return Ok(Self::Redis { raw, key: stage.key("raw") });
         }

@@ -25,7 +25,7 @@ pub(super) struct RawLoop {
 
 impl RawLoop {
     /// Absent on the embedded log.
-    pub(super) async fn new(stage: &Stage) -> Result<Option<Self>, BenchError> {
+    pub(super) async fn new(stage: &mut Stage) -> Result<Option<Self>, BenchError> {
         let Some(mut connection) = stage.raw().await? else { return Ok(None) };
         let (requests, answers) = (stage.key("raw-requests"), stage.key("raw-answers"));
         for stream in [&requests, &answers] {

@@ -105,9 +105,9 @@ impl Stage {
         Ok(Self { bus, answers, directory, prefix, redis_url, library, stop, worker })
     }
 
-    /// A bare connection to the same server.
+    /// A bare connection to the same server. (A stage cannot be looked at from two threads: its consumer cannot.)
     pub(super) async fn raw(
-        &self,
+        &mut self,
     ) -> Result<Option<redis::aio::MultiplexedConnection>, BenchError> {
         let Some(url) = &self.redis_url else { return Ok(None) };
         let client = redis::Client::open(url.as_str())?;

@@ -6,7 +6,7 @@ use oona::bench::PrivateServer;
 use super::super::failure::Failure;
 use super::super::{Global, runtime, table};
 use crate::bench::Scratch;
-use crate::bench::kernels::{self, Bench, Figure, Length, Part};
+use crate::bench::kernels::{self, Bench, BenchError, Figure, Length, Part};
 
 /// What to measure, and how long.
 #[derive(Debug, Clone, Args)]
@@ -87,12 +87,17 @@ fn measure(
             directory: scratch.0.clone(),
             length: if arguments.quick { Length::Quick } else { Length::Full },
         };
-        let tell = |figure: &Figure| {
+        let tell = move |figure: &Figure| {
             if !quiet {
                 eprintln!("{}: {:.2} {}", figure.name, figure.value, figure.unit);
             }
         };
-        let measured = kernels::run(&bench, &arguments.only, tell).await;
+        let only = arguments.only.clone();
+        // A task of the runtime, as trainers and workers of a service are: the thread that waits here is none of it,
+        // and would have to be woken for every answer.
+        #[expect(clippy::disallowed_methods, reason = "a measurement has no supervisor")]
+        let measuring = tokio::spawn(async move { kernels::run(&bench, &only, tell).await });
+        let measured = measuring.await.unwrap_or(Err(BenchError::Panicked));
         measured.map_err(|error| Failure::unavailable_because(&error))
     })
 }
