@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::Digest;
 use kernel::artifact::Kernel;
+use kernel::guard::GuardMismatch;
 use kernel::quarantine::Report;
+use kernel::{Digest, Execution};
 use leyline::ids::{BlueprintId, RequestId, SeedId};
 use oona::Span;
 
@@ -55,6 +56,8 @@ pub struct FetchedKernel {
     pub blueprint: BlueprintId,
     /// SHA-256 of the artifact, verified when it was opened.
     pub digest: Digest,
+    /// What must run it, as the forge found: its plan, or the interpreter, whatever a plan made here looks like.
+    pub execution: Execution,
     /// The artifact's file.
     pub path: PathBuf,
     /// Order to kernel in hand.
@@ -111,12 +114,15 @@ pub enum FetchFailure {
     /// The answer is about another blueprint than was asked for.
     #[error("blueprint_mismatch")]
     BlueprintMismatch,
-    /// The artifact's guard is not the one of the answer.
+    /// The artifact's guard is not the one of the answer, or not that of its own graph.
     #[error("guard_mismatch")]
     GuardMismatch,
     /// The kernel does not fit the slot's shape.
     #[error("incompatible_site")]
     IncompatibleSite,
+    /// The kernel was compiled for inputs of another kind than a slot gives: element type, stride, gradient.
+    #[error("incompatible_input")]
+    IncompatibleInput(GuardMismatch),
     /// Nobody whose word is taken here vouches for the kernel.
     #[error("untrusted")]
     Untrusted {
@@ -167,6 +173,7 @@ impl FetchFailure {
             | Self::BlueprintMismatch
             | Self::GuardMismatch
             | Self::IncompatibleSite
+            | Self::IncompatibleInput(_)
             | Self::Untrusted { .. }
             | Self::OpenFailed { .. }
             | Self::Quarantined(_)

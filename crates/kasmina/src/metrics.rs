@@ -92,6 +92,7 @@ pub struct Metrics {
     pub(crate) violations: Counter,
     pub(crate) gate_failures: Counter,
     pub(crate) results_undelivered: Counter,
+    pub(crate) interpreter_fallbacks: Counter,
 }
 
 impl Metrics {
@@ -111,6 +112,7 @@ impl Metrics {
             violations: Counter::default(),
             gate_failures: Counter::default(),
             results_undelivered: Counter::default(),
+            interpreter_fallbacks: Counter::default(),
         };
         metrics.describe(registry.sub_registry_with_prefix("kasmina"));
         metrics
@@ -155,6 +157,11 @@ impl Metrics {
             "Results that the training thread did not take",
             m.results_undelivered,
         );
+        registry.register(
+            "interpreter_fallbacks",
+            "Kernels attached whose forge found that their plan is not their graph: the interpreter runs them",
+            m.interpreter_fallbacks,
+        );
     }
 
     pub(crate) fn fetched(&self, outcome: FetchOutcome) {
@@ -172,6 +179,11 @@ impl Metrics {
     /// Kernels tried in quarantine with this verdict: `sound`, or the reason of a finding.
     pub fn quarantined_total(&self, verdict: &'static str) -> u64 {
         self.verdicts.get_or_create(&VerdictLabels { verdict: VerdictLabel(verdict) }).get()
+    }
+
+    /// Kernels attached that the interpreter runs.
+    pub fn interpreted_total(&self) -> u64 {
+        self.interpreter_fallbacks.get()
     }
 
     /// Answers that were not for this trainer's pending requests.

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use kernel::Digest;
 use kernel::artifact::{ArtifactError, Kernel};
+use kernel::guard::{GuardMismatch, GuardSpec};
 use leyline::ids::BlueprintId;
 use leyline::wire::KernelArtifactReady;
 
@@ -81,18 +82,37 @@ pub(crate) fn open(
     if manifest.blueprint != blueprint.as_str() {
         return Err(FetchFailure::BlueprintMismatch);
     }
-    if fits(&kernel, shape) { Ok(kernel) } else { Err(FetchFailure::IncompatibleSite) }
+    fits(&kernel, shape)?;
+    Ok(kernel)
 }
 
 /// Whether the kernel takes and gives what flows through the slot, whatever the batch.
-fn fits(kernel: &Kernel, shape: &[usize]) -> bool {
-    let batched: Vec<usize> = std::iter::once(1).chain(shape.iter().copied()).collect();
+///
+/// # Errors
+/// [`FetchFailure::IncompatibleSite`], [`FetchFailure::IncompatibleInput`]
+pub(crate) fn fits(kernel: &Kernel, shape: &[usize]) -> Result<(), FetchFailure> {
     let graph = kernel.graph();
     let gives = match graph.outputs() {
         [output] => graph.shape(output.node).iter().skip(1).eq(shape),
         _ => false,
     };
-    gives && kernel.manifest().guard.check(&[&batched]).is_ok()
+    if !gives {
+        return Err(FetchFailure::IncompatibleSite);
+    }
+    admits(&kernel.manifest().guard, shape)
+}
+
+/// Whether a guard lets in what flows through a slot: contiguous numbers of the engine's one type, detached from the
+/// host.
+fn admits(guard: &GuardSpec, shape: &[usize]) -> Result<(), FetchFailure> {
+    let batched: Vec<usize> = std::iter::once(1).chain(shape.iter().copied()).collect();
+    guard.check(&[&batched]).map_err(|mismatch| match mismatch {
+        GuardMismatch::Count { .. } | GuardMismatch::Shape { .. } => FetchFailure::IncompatibleSite,
+        GuardMismatch::Index { .. }
+        | GuardMismatch::Dtype { .. }
+        | GuardMismatch::Stride { .. }
+        | GuardMismatch::RequiresGrad { .. } => FetchFailure::IncompatibleInput(mismatch),
+    })
 }
 
 /// What can be had by asking again is told apart: the library finds it out at the next request.
@@ -106,6 +126,45 @@ fn failure(error: ArtifactError) -> FetchFailure {
             io::ErrorKind::PermissionDenied => FetchFailure::Unreadable,
             _ => FetchFailure::OpenFailed { detail: format!("cannot read it: {source}") },
         },
+        // A guard that is not its own graph's is no guard, whatever the answer says.
+        other if other.is_of_guard() => FetchFailure::GuardMismatch,
         other => FetchFailure::OpenFailed { detail: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a guard for `vector[32]` of which one thing was changed.
+    fn changed(change: fn(&mut serde_json::Value)) -> Result<(), FetchFailure> {
+        let guard = GuardSpec::of_shapes([&[8, 32][..]]);
+        let mut value = serde_json::to_value(guard).unwrap();
+        change(&mut value);
+        admits(&serde_json::from_value(value).unwrap(), &[32])
+    }
+
+    #[test]
+    fn a_guard_that_is_wrong_by_one_thing_lets_nothing_in() {
+        assert_eq!(changed(|_| {}), Ok(()));
+        assert_eq!(changed(|guard| guard[0]["shape"][0] = 64.into()), Ok(()), "the batch is free");
+        let site: [fn(&mut serde_json::Value); 3] = [
+            |guard| guard[0]["shape"][1] = 16.into(),
+            |guard| guard[0]["shape"] = serde_json::json!([8, 32, 1]),
+            |guard| *guard = serde_json::json!([guard[0], guard[0]]),
+        ];
+        for change in site {
+            assert_eq!(changed(change), Err(FetchFailure::IncompatibleSite));
+        }
+        let input: [fn(&mut serde_json::Value); 4] = [
+            |guard| guard[0]["dtype"] = "float16".into(),
+            |guard| guard[0]["stride"] = serde_json::json!([1, 8]),
+            |guard| guard[0]["requires_grad"] = true.into(),
+            |guard| guard[0]["index"] = 1.into(),
+        ];
+        for change in input {
+            let failure = changed(change).unwrap_err();
+            assert_eq!(failure.to_string(), "incompatible_input", "{failure:?}");
+        }
     }
 }

@@ -307,8 +307,9 @@ impl Prefetch {
             Verdict::Over(order, failure) => {
                 self.metrics.fetched(outcome(&failure));
                 let detail = match &failure {
-                    FetchFailure::OpenFailed { detail } => Some(detail.as_str()),
-                    FetchFailure::DownloadFailed { fault, .. } => Some(fault.as_str()),
+                    FetchFailure::OpenFailed { detail } => Some(detail.clone()),
+                    FetchFailure::DownloadFailed { fault, .. } => Some(fault.clone()),
+                    FetchFailure::IncompatibleInput(mismatch) => Some(mismatch.to_string()),
                     _ => None,
                 };
                 tracing::warn!(%request, seed = %order.seed, blueprint = %order.blueprint, %failure, detail, "kernel not fetched");
@@ -417,6 +418,7 @@ async fn obtain(
     ordered: Instant,
 ) -> Result<FetchedKernel, FetchFailure> {
     let (prewarm_p50_ms, prewarm_p95_ms) = (ready.prewarm_p50_ms, ready.prewarm_p95_ms);
+    let execution = beside.execution();
     let obtained = source.obtain(&order, &ready, beside).await?;
     Ok(FetchedKernel {
         blueprint: order.blueprint,
@@ -425,6 +427,7 @@ async fn obtain(
         latency: ordered.elapsed(),
         prewarm_p50_ms,
         prewarm_p95_ms,
+        execution,
         kernel: Arc::new(obtained.kernel),
     })
 }
@@ -435,6 +438,7 @@ const fn outcome(failure: &FetchFailure) -> FetchOutcome {
         FetchFailure::Quarantined(_) => FetchOutcome::Quarantined,
         FetchFailure::GuardMismatch
         | FetchFailure::IncompatibleSite
+        | FetchFailure::IncompatibleInput(_)
         | FetchFailure::OpenFailed { .. }
         | FetchFailure::Untrusted { .. }
         | FetchFailure::BlueprintMismatch => FetchOutcome::Unfit,

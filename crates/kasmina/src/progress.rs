@@ -1,7 +1,8 @@
 //! How seeds move on: by what is observed, by what is fetched, and by time.
 
+use kernel::Fallback;
 use kernel::quarantine::Report;
-use leyline::ids::{RequestId, SeedId};
+use leyline::ids::{BlueprintId, RequestId, SeedId};
 use leyline::wire::{CircuitBreakerState, TelemetryLevel};
 use leyline::{Gate, Stage};
 use tokio::sync::mpsc::error::TrySendError;
@@ -14,6 +15,7 @@ use crate::gates::GateFailure;
 use crate::isolation::{Owner, Violation};
 use crate::manager::{Effect, SeedManager};
 use crate::moment::Now;
+use crate::open;
 use crate::quarantine::{self, Handling};
 use crate::seed::{Attached, Fetch, Hold, Life, Moved, Refused};
 
@@ -184,6 +186,9 @@ impl SeedManager {
         if is_confined || kernel.kernel.graph().stress().is_some() {
             return Err(GateFailure::QuarantineOnly.to_string());
         }
+        // The coordinator has seen to it; whoever else hands kernels over is held to the same.
+        let shape = self.seeds.get(id).map_or(&[][..], |seed| &seed.slot.shape);
+        open::fits(&kernel.kernel, shape).map_err(|failure| failure.to_string())?;
         let names: Vec<String> =
             kernel.kernel.params().iter().map(|(name, _)| format!("{id}/{name}")).collect();
         self.ownership
@@ -196,11 +201,24 @@ impl SeedManager {
             .with("checksum", kernel.digest)
             .with("latency_ms", fetch_ms);
         self.note(id, event);
+        if let Some(reason) = kernel.execution.reason() {
+            self.interpreted(id, &kernel.blueprint, reason);
+        }
         let blend = graft.blend.clone();
         let life = Life::Training { graft, kernel: Attached { digest: kernel.digest, fetch_ms } };
         let mut effects = vec![Effect::Attach { seed: id.clone(), kernel, blend }];
         effects.extend(self.move_on(id, life, now).map_err(|refused| refused.to_string())?);
         Ok(effects)
+    }
+
+    /// Says that the interpreter runs a kernel, as its forge has found.
+    fn interpreted(&mut self, id: &SeedId, blueprint: &BlueprintId, reason: &Fallback) {
+        self.metrics.interpreter_fallbacks.inc();
+        tracing::warn!(seed = %id, %blueprint, %reason, "kernel runs by the interpreter");
+        let event = Event::warning("interpreter_fallback")
+            .with("blueprint_id", blueprint)
+            .with("reason", reason);
+        self.note(id, event);
     }
 
     /// The stage that follows by itself, with what it carries.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use kernel::{Execution, Fallback};
 use leyline::Message;
 use leyline::wire::{KernelArtifactError, KernelArtifactReady};
 use oona::{Bus, BusError, ConsumerSpec, Delivery, Heartbeat, Stream, TraceContext};
@@ -37,10 +38,26 @@ pub(crate) enum Answer {
 /// What the envelope of a ready answer says beside it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Beside {
+    /// What the forge says must run the kernel.
+    pub(crate) execution: Option<String>,
     /// Where the kernel can be had over HTTP.
     pub(crate) url: Option<String>,
     /// The forge's signature of the kernel.
     pub(crate) signature: Option<String>,
+}
+
+impl Beside {
+    /// What runs the kernel. A word that is not known here is something other than the plan, and the interpreter is
+    /// right whatever it means.
+    pub(crate) fn execution(&self) -> Execution {
+        match self.execution.as_deref() {
+            None | Some("plan") => Execution::Plan,
+            Some(_) => {
+                let reason = "the forge found that its plan is not its graph".to_owned();
+                Execution::Interpreter { reason: Fallback::Asked { reason } }
+            }
+        }
+    }
 }
 
 impl Answer {
@@ -168,6 +185,7 @@ async fn hand_over(
         Message::PrefetchReady(ready) => {
             let attribute = |name| delivery.attributes.get(name).cloned();
             let beside = Beside {
+                execution: attribute(urza::KERNEL_EXECUTION),
                 url: attribute(urza::KERNEL_URL),
                 signature: attribute(urza::KERNEL_SIGNATURE),
             };
@@ -210,5 +228,22 @@ fn settle(outcome: Result<(), BusError>) {
             error = &error as &dyn std::error::Error,
             "settling an answer not confirmed, the bus goes on trying"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_to_be_the_plan_is_the_interpreter() {
+        let by = |word: Option<&str>| {
+            let beside = Beside { execution: word.map(str::to_owned), ..Beside::default() };
+            beside.execution().name()
+        };
+        assert_eq!([by(None), by(Some("plan"))], ["plan"; 2]);
+        for word in ["interpreter", "Plan", "", "another way"] {
+            assert_eq!(by(Some(word)), "interpreter", "{word:?}");
+        }
     }
 }

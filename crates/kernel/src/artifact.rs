@@ -39,6 +39,9 @@ pub const ARTIFACT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Most memory that one forward pass of a kernel may need, in bytes, as [`Cost::bytes`] counts it: 4 GiB. A graph of
 /// a few hundred characters can ask for any amount.
 pub const RUN_BYTES_MAX: u64 = 4 << 30;
+/// The parts of a manifest that say what a kernel may be given, as [`ArtifactError::Contradiction`] names them.
+const GUARD: &str = "guard";
+const GUARD_DIGEST: &str = "guard digest";
 /// Key of the manifest in the file's metadata.
 const MANIFEST_KEY: &str = "esper.manifest";
 
@@ -193,6 +196,13 @@ pub enum ArtifactError {
     },
 }
 
+impl ArtifactError {
+    /// Whether the manifest's guard is not that of its graph, or its digest not that of the guard.
+    pub fn is_of_guard(&self) -> bool {
+        matches!(self, Self::Contradiction { field: GUARD | GUARD_DIGEST })
+    }
+}
+
 /// What may be wrong with a parameter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterProblem {
@@ -277,8 +287,8 @@ impl Manifest {
         let is_sound = |tolerance: &f32| tolerance.is_finite() && *tolerance >= 0.0;
         let is_tolerance = is_sound(&self.tolerance) && self.tolerances.values().all(is_sound);
         let parts = [
-            (self.guard == GuardSpec::of_graph(&self.graph), "guard"),
-            (self.guard_digest == self.guard.digest(), "guard digest"),
+            (self.guard == GuardSpec::of_graph(&self.graph), GUARD),
+            (self.guard_digest == self.guard.digest(), GUARD_DIGEST),
             (self.cost == Cost::of(&self.graph), "cost"),
             (is_tolerance, "tolerance"),
             (!self.blueprint.is_empty(), "blueprint"),

@@ -25,7 +25,7 @@ pub struct GuardEntry {
     pub requires_grad: bool,
 }
 
-/// Why an input does not fit a kernel.
+/// Why an input does not fit a kernel: the first thing that differs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GuardMismatch {
     /// Another number of inputs.
@@ -47,6 +47,46 @@ pub enum GuardMismatch {
         expected: Vec<usize>,
         /// Shape given.
         found: Vec<usize>,
+    },
+    /// Another place among the inputs.
+    #[error("input {expected} of the kernel is given as input {found}")]
+    Index {
+        /// Place in the guard.
+        expected: usize,
+        /// Place given.
+        found: usize,
+    },
+    /// Another element type.
+    #[error("input {index} is of {found}, the kernel was compiled for {expected}")]
+    Dtype {
+        /// Which input.
+        index: usize,
+        /// Element type of the guard.
+        expected: String,
+        /// Element type given.
+        found: String,
+    },
+    /// Another layout.
+    #[error("input {index} has stride {found:?}, the kernel was compiled for {expected:?}")]
+    Stride {
+        /// Which input.
+        index: usize,
+        /// Stride of the guard.
+        expected: Vec<usize>,
+        /// Stride given.
+        found: Vec<usize>,
+    },
+    /// A gradient is wanted where the kernel was compiled without, or the other way round.
+    #[error(
+        "input {index} has requires_grad {found}, the kernel was compiled for requires_grad {expected}"
+    )]
+    RequiresGrad {
+        /// Which input.
+        index: usize,
+        /// What the guard says.
+        expected: bool,
+        /// What is given.
+        found: bool,
     },
 }
 
@@ -96,27 +136,56 @@ impl GuardSpec {
         entries.join(", ")
     }
 
-    /// Whether inputs of these shapes may be given to the kernel: everything but the leading dimension must agree.
+    /// Whether contiguous inputs of these shapes may be given to the kernel: everything but the leading dimension must
+    /// agree.
     ///
     /// # Errors
     /// [`GuardMismatch`] names the first input that does not fit.
     pub fn check(&self, shapes: &[&[usize]]) -> Result<(), GuardMismatch> {
-        if shapes.len() != self.0.len() {
-            return Err(GuardMismatch::Count { expected: self.0.len(), found: shapes.len() });
+        self.admits(&Self::of_shapes(shapes.iter().copied()))
+    }
+
+    /// Whether these inputs may be given to the kernel: number, place, shape but for the batch, element type, stride and
+    /// whether a gradient is wanted must all agree.
+    ///
+    /// # Errors
+    /// [`GuardMismatch`] names the first thing that does not fit.
+    pub fn admits(&self, given: &Self) -> Result<(), GuardMismatch> {
+        if given.0.len() != self.0.len() {
+            return Err(GuardMismatch::Count { expected: self.0.len(), found: given.0.len() });
         }
-        for (entry, &shape) in self.0.iter().zip(shapes) {
-            let fits = entry.shape.len() == shape.len()
-                && entry.shape.iter().skip(1).eq(shape.iter().skip(1));
-            if !fits {
-                let (expected, found) = (entry.shape.clone(), shape.to_vec());
-                return Err(GuardMismatch::Shape { index: entry.index, expected, found });
-            }
-        }
-        Ok(())
+        self.0.iter().zip(&given.0).try_for_each(|(entry, given)| entry.admits(given))
     }
 }
 
 impl GuardEntry {
+    fn admits(&self, given: &Self) -> Result<(), GuardMismatch> {
+        let index = self.index;
+        if given.index != index {
+            return Err(GuardMismatch::Index { expected: index, found: given.index });
+        }
+        let is_same_but_for_the_batch = self.shape.len() == given.shape.len()
+            && self.shape.iter().skip(1).eq(given.shape.iter().skip(1));
+        if !is_same_but_for_the_batch {
+            let (expected, found) = (self.shape.clone(), given.shape.clone());
+            return Err(GuardMismatch::Shape { index, expected, found });
+        }
+        if self.dtype != given.dtype {
+            let (expected, found) = (self.dtype.clone(), given.dtype.clone());
+            return Err(GuardMismatch::Dtype { index, expected, found });
+        }
+        // A contiguous tensor's strides do not depend on its batch.
+        if self.stride != given.stride {
+            let (expected, found) = (self.stride.clone(), given.stride.clone());
+            return Err(GuardMismatch::Stride { index, expected, found });
+        }
+        if self.requires_grad != given.requires_grad {
+            let (expected, found) = (self.requires_grad, given.requires_grad);
+            return Err(GuardMismatch::RequiresGrad { index, expected, found });
+        }
+        Ok(())
+    }
+
     fn summary(&self) -> String {
         let sizes: Vec<String> = self.shape.iter().map(usize::to_string).collect();
         let sizes = if sizes.is_empty() { "scalar".to_owned() } else { sizes.join("x") };
@@ -162,5 +231,31 @@ mod tests {
         assert!(matches!(guard.check(&[&[8, 16]]), Err(GuardMismatch::Shape { index: 0, .. })));
         assert!(matches!(guard.check(&[&[8, 32, 1]]), Err(GuardMismatch::Shape { .. })));
         assert!(matches!(guard.check(&[]), Err(GuardMismatch::Count { expected: 1, found: 0 })));
+    }
+
+    /// What is found wrong with a guard of which one thing was changed.
+    fn changed(change: impl FnOnce(&mut GuardEntry)) -> GuardMismatch {
+        let guard = GuardSpec::of_shapes([&[8, 32][..]]);
+        let mut other = guard.clone();
+        change(&mut other.0[0]);
+        assert_ne!(other.digest(), guard.digest(), "the digest tells them apart");
+        other.admits(&guard).unwrap_err()
+    }
+
+    #[test]
+    fn each_thing_that_differs_is_named() {
+        let shape = changed(|entry| entry.shape[1] = 16);
+        assert!(matches!(shape, GuardMismatch::Shape { index: 0, .. }), "{shape:?}");
+        let rank = changed(|entry| entry.shape.push(1));
+        assert!(matches!(rank, GuardMismatch::Shape { index: 0, .. }), "{rank:?}");
+        let place = changed(|entry| entry.index = 1);
+        assert_eq!(place, GuardMismatch::Index { expected: 1, found: 0 });
+        let dtype = changed(|entry| entry.dtype = "float64".to_owned());
+        assert!(matches!(dtype, GuardMismatch::Dtype { index: 0, .. }), "{dtype:?}");
+        let stride = changed(|entry| entry.stride = vec![1, 8]);
+        assert!(matches!(stride, GuardMismatch::Stride { index: 0, .. }), "{stride:?}");
+        let gradient = changed(|entry| entry.requires_grad = true);
+        let expected = GuardMismatch::RequiresGrad { index: 0, expected: true, found: false };
+        assert_eq!(gradient, expected);
     }
 }

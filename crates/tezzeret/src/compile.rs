@@ -12,7 +12,7 @@ use kernel::{
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use urza::{Extras, Prewarm, Record};
+use urza::{EXECUTION, Extras, Prewarm, Record};
 
 use crate::config::Config;
 use crate::error::CompileError;
@@ -21,7 +21,6 @@ use crate::prewarm;
 use crate::strategy::{Budget, Step, Strategy};
 
 /// Extra of a record that says what runs the kernel, and why: [`Execution`] as JSON.
-const EXECUTION: &str = "execution";
 /// Extra of a record that holds the differences of the check.
 const DIFFERENCE: &str = "difference";
 /// Extra of a record that says what the attempt was given, and what it left out.

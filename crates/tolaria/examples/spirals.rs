@@ -49,7 +49,11 @@ fn main() {
         }
         print!("seed {seed}: host {:?} ", network.evaluate(&split.test).expect("score"));
         for slot in &slots {
-            let graft = Graft { graph: graph.clone(), params: graph.init_params(seed) };
+            let graft = Graft {
+                graph: graph.clone(),
+                params: graph.init_params(seed),
+                execution: kernel::Execution::Plan,
+            };
             network.attach(slot, graft, BlendMode::Convex, 0.003).expect("attach");
             for _ in 0..20 {
                 epoch(&mut network, &split.train, &mut rng, &mut none);

@@ -59,6 +59,14 @@ impl Mode {
         }
     }
 
+    /// Whether the host's own pass computes the seed, seen or not.
+    pub(crate) fn is_computed(self) -> bool {
+        match self {
+            Self::Blended | Self::Shadowed | Self::Live | Self::Frozen | Self::Joint => true,
+            Self::Identity | Self::Isolated => false,
+        }
+    }
+
     /// Whether the host's own pass trains the seed.
     fn trains(self) -> bool {
         match self {
@@ -114,23 +122,34 @@ pub(crate) fn host_pass(
     let mut graph = Graph::new();
     let logits = forward(&mut graph, shape, sites, None, batch)?;
     finish(&mut graph, logits, batch)?;
-    let felt = |prefix: &str| trainable(&graph, prefix);
-    let mut wrt = felt(HEAD);
+    let wrt = host_trains(sites).iter().flat_map(|prefix| trainable(&graph, prefix)).collect();
+    Ok(Composed { graph, wrt })
+}
+
+/// Prefixes of the parameters that the host's pass trains.
+pub(crate) fn host_trains<'a>(sites: &[Site<'a>]) -> Vec<&'a str> {
+    let mut trained = vec![HEAD];
     // Once a seed takes part, what it was trained on must not move under it.
     if !sites.iter().any(|site| site.mode.is_seen() && site.mode != Mode::Joint) {
-        wrt.extend(felt(EMBED));
+        trained.push(EMBED);
     }
     for (index, site) in sites.iter().enumerate() {
         let cut_later = sites[index + 1..].iter().any(|later| later.mode.detaches());
         if site.mode.trains() && !cut_later {
-            wrt.extend(felt(site.seed.as_str()));
+            trained.push(site.seed.as_str());
         }
     }
-    Ok(Composed { graph, wrt })
+    trained
+}
+
+/// Prefixes of the parameters that a seed's pass of its own gives gradients for. The host's first layer is among them, so
+/// that its gradient can be seen to be zero.
+pub(crate) fn isolated_trains(alone: &SeedId) -> [&str; 2] {
+    [alone.as_str(), EMBED]
 }
 
 /// The pass in which one seed trains alone: the host as it is, the seed in full at its slot, gradients for the seed's
-/// parameters only. The host's first layer is among the names too, so that its gradient can be seen to be zero.
+/// parameters, and for what [`isolated_trains`] adds.
 pub(crate) fn isolated_pass(
     shape: HostShape,
     sites: &[Site<'_>],
@@ -140,8 +159,7 @@ pub(crate) fn isolated_pass(
     let mut graph = Graph::new();
     let logits = forward(&mut graph, shape, sites, Some(alone), batch)?;
     finish(&mut graph, logits, batch)?;
-    let mut wrt = trainable(&graph, alone.as_str());
-    wrt.extend(trainable(&graph, EMBED));
+    let wrt = isolated_trains(alone).iter().flat_map(|prefix| trainable(&graph, prefix)).collect();
     Ok(Composed { graph, wrt })
 }
 
@@ -267,9 +285,13 @@ fn watch(graph: &mut Graph, site: &Site<'_>, h: NodeId, seed: NodeId) -> Result<
     Ok(())
 }
 
+/// Whether a parameter belongs to the group of this prefix.
+pub(crate) fn is_of(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'))
+}
+
 fn trainable(graph: &Graph, prefix: &str) -> Vec<String> {
-    let own = |name: &&str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
-    graph.trainable().filter(own).map(str::to_owned).collect()
+    graph.trainable().filter(|name| is_of(name, prefix)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -103,6 +103,12 @@ impl Journal {
         ended.take_while(|journey| !journey.is_kept()).count()
     }
 
+    /// Every journey so far.
+    #[cfg(test)]
+    pub(crate) fn journeys(&self) -> &[Journey] {
+        &self.journeys
+    }
+
     pub(crate) fn into_journeys(self) -> Vec<Journey> {
         self.journeys
     }

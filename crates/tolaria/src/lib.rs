@@ -18,6 +18,7 @@ mod journal;
 mod metrics;
 mod network;
 mod packet;
+mod pass;
 mod prepared;
 mod progress;
 mod publisher;
@@ -30,6 +31,7 @@ pub use config::{Comparison, Config};
 pub use error::{CellFault, CheckpointError, DataError, TrainError};
 pub use metrics::Metrics;
 pub use network::{Graft, Network, NetworkError, Score, SeedStep, Snapshot, StepOutcome};
+pub use pass::PassCounts;
 pub use prepared::Prepared;
 pub use progress::{
     Boundary, End, Epoch, Figures, Journey, Milestone, Outcome, Phase, Progress, SeedView,

@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::pass::PassCounts;
+
 type Float = Gauge<f64, AtomicU64>;
 
 /// Metrics of the training loop. Clones count together.
@@ -20,6 +22,8 @@ pub struct Metrics {
     pub(crate) kernels_in_flight: Gauge,
     pub(crate) kernels_late: Counter,
     pub(crate) rollbacks: Counter,
+    interpreted_passes: Counter,
+    stale_passes: Counter,
     pub(crate) hook_seconds: Histogram,
     pub(crate) epoch_seconds: Histogram,
     pub(crate) outbox_dropped: Counter,
@@ -40,6 +44,8 @@ impl Metrics {
             kernels_in_flight,
             kernels_late,
             rollbacks,
+            interpreted_passes,
+            stale_passes,
             hook_seconds,
             epoch_seconds,
             outbox_dropped,
@@ -75,6 +81,16 @@ impl Metrics {
             rollbacks,
         );
         registry.register(
+            "tolaria_interpreted_passes",
+            "Passes of the network that run by the interpreter, counted when they are made",
+            interpreted_passes,
+        );
+        registry.register(
+            "tolaria_stale_passes",
+            "Passes that were made for something else by their guard, and made anew",
+            stale_passes,
+        );
+        registry.register(
             "tolaria_hook_seconds",
             "State, decision and command of an epoch",
             hook_seconds,
@@ -94,6 +110,13 @@ impl Metrics {
         metrics
     }
 
+    /// Counts what has become of passes.
+    pub(crate) fn passes(&self, counts: PassCounts) {
+        let PassCounts { composed: _, interpreted, stale } = counts;
+        self.interpreted_passes.inc_by(interpreted);
+        self.stale_passes.inc_by(stale);
+    }
+
     /// Metrics nobody reads, for tests and examples.
     pub fn unregistered() -> Self {
         Self {
@@ -105,6 +128,8 @@ impl Metrics {
             kernels_in_flight: Gauge::default(),
             kernels_late: Counter::default(),
             rollbacks: Counter::default(),
+            interpreted_passes: Counter::default(),
+            stale_passes: Counter::default(),
             hook_seconds: Histogram::new(exponential_buckets(1e-5, 2.0, 16)),
             epoch_seconds: Histogram::new(exponential_buckets(1e-4, 2.0, 18)),
             outbox_dropped: Counter::default(),

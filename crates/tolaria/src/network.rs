@@ -1,5 +1,6 @@
-//! The network in training: parameters, optimiser and the plans for its present form. When a slot changes its mode
-//! the plans are composed anew; parameters and the optimiser's state of everything else stay.
+//! The network in training: parameters, optimiser and the passes for its present form. When a slot changes its mode
+//! the passes are composed anew; parameters and the optimiser's state of everything else stay. A pass that was made for
+//! something else (other rows, other parameters trained) is found by its guard and made anew too.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -7,13 +8,16 @@ use std::time::Instant;
 use kasmina::BlendMode;
 use kernel::optimiser::{Adam, Optimiser, OptimiserError};
 use kernel::{
-    Fallback, Graph, GraphError, ParamStore, Params, Plan, RunError, Runner, STEP_INPUT,
-    StoreError, differentiate,
+    Execution, Fallback, Graph, GraphError, ParamStore, Params, PlanMismatch, Purpose, RunError,
+    STEP_INPUT, StoreError, differentiate,
 };
 use leyline::ids::SeedId;
 
 use crate::data::Part;
-use crate::host::{self, EMBED, FEATURES, HEAD, HostShape, LABELS, LOGITS, LOSS, Mode, Site};
+use crate::host::{
+    self, EMBED, FEATURES, HEAD, HostShape, LABELS, LOGITS, LOSS, Mode, Site, is_of,
+};
+use crate::pass::{Pass, PassCounts, Wanted};
 
 /// Scores this close (in nats) are equal, and of equal scores the first class counts: a network that knows nothing is
 /// then not right, or wrong, by the noise in its last digits.
@@ -23,7 +27,7 @@ const GRADIENT_NORM_MAX: f32 = 1.0;
 /// A seed that was trained in isolation goes on at this share of its rate once the host sees it. At full rate it makes
 /// up for a small alpha by a large output, which is far too large when alpha has risen.
 const SEEN_RATE: f32 = 0.1;
-/// Rows evaluated in one step at most: bounds the evaluation plan's memory.
+/// Rows evaluated in one step at most: bounds the memory of its pass.
 const EVALUATION_ROWS_MAX: usize = 1024;
 
 /// Why the engine refused. All of them are faults of this program or of a kernel, none of the data.
@@ -53,6 +57,8 @@ pub struct Graft {
     pub graph: Graph,
     /// Weights by the graph's own names.
     pub params: Params,
+    /// What must run the passes it is part of; a plan that was found wrong elsewhere is used nowhere.
+    pub execution: Execution,
 }
 
 impl Graft {
@@ -82,15 +88,29 @@ pub struct Network {
     store: ParamStore,
     optimiser: Optimiser,
     steps: u64,
-    plans: Option<Plans>,
-    evaluations: BTreeMap<usize, Runner>,
+    passes: Option<Passes>,
+    evaluations: BTreeMap<usize, Pass>,
+    counts: PassCounts,
 }
 
 #[derive(Debug)]
-struct Plans {
-    host: Runner,
-    isolated: Vec<(SeedId, Runner)>,
+struct Passes {
+    host: Pass,
+    isolated: Vec<(SeedId, Pass)>,
     alphas: Vec<String>,
+}
+
+impl Passes {
+    /// Whether each serves for so many rows and the slots as they are.
+    fn check(&self, sites: &[Site<'_>], rows: usize) -> Result<(), PlanMismatch> {
+        let purpose = Purpose::Training;
+        for (seed, pass) in &self.isolated {
+            let trained = host::isolated_trains(seed);
+            pass.check(Wanted { purpose, rows, trained: &trained })?;
+        }
+        let trained = host::host_trains(sites);
+        self.host.check(Wanted { purpose, rows, trained: &trained })
+    }
 }
 
 /// The host's own parameters at some time, to come back to.
@@ -174,8 +194,9 @@ impl Network {
             store,
             optimiser,
             steps: 0,
-            plans: None,
+            passes: None,
             evaluations: BTreeMap::new(),
+            counts: PassCounts::default(),
         })
     }
 
@@ -340,30 +361,34 @@ impl Network {
         Ok(())
     }
 
-    /// One optimiser step on one batch: the pass of the host, then that of each isolated seed.
+    /// What has become of the passes since this was last asked.
+    pub fn take_counts(&mut self) -> PassCounts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// One optimiser step on one batch: the pass of the host, then that of each isolated seed. A batch of other than
+    /// [`Self::batch`] rows is taken too, by passes made for it.
     ///
     /// # Errors
     /// [`NetworkError`]
     pub fn step(&mut self, features: &[f32], labels: &[f32]) -> Result<StepOutcome, NetworkError> {
-        if self.plans.is_none() {
-            self.plans = Some(self.compile()?);
-        }
-        let Some(plans) = self.plans.as_mut() else { return Ok(StepOutcome::default()) };
+        self.make_ready(labels.len())?;
+        let Some(passes) = self.passes.as_mut() else { return Ok(StepOutcome::default()) };
         let step = [self.steps as f32];
         let alphas: Vec<[f32; 1]> = self.slots.iter().map(|slot| [slot.alpha]).collect();
         let mut inputs: Vec<(&str, &[f32])> =
             vec![(FEATURES, features), (LABELS, labels), (STEP_INPUT, &step)];
         inputs.extend(
-            plans.alphas.iter().map(String::as_str).zip(alphas.iter().map(<[f32; 1]>::as_slice)),
+            passes.alphas.iter().map(String::as_str).zip(alphas.iter().map(<[f32; 1]>::as_slice)),
         );
 
         let mut outcome = StepOutcome::default();
         // The isolated seeds first: they train against the host as it is, not as this step makes it.
-        for (seed, plan) in &mut plans.isolated {
+        for (seed, pass) in &mut passes.isolated {
             let started = Instant::now();
-            let outputs = plan.run(&self.store, &inputs)?;
-            let own = norm(&outputs, |name| prefixed(name, seed.as_str()));
-            let felt = norm(&outputs, |name| prefixed(name, EMBED));
+            let outputs = pass.run(&self.store, &inputs)?;
+            let own = norm(&outputs, |name| is_of(name, seed.as_str()));
+            let felt = norm(&outputs, |name| is_of(name, EMBED));
             let loss = outputs.scalar(LOSS).unwrap_or(f32::NAN);
             move_seed(&mut self.optimiser, &mut self.store, &outputs, clip(own))?;
             self.store.absorb(&outputs)?;
@@ -376,7 +401,7 @@ impl Network {
                 isolated_ms: Some(started.elapsed().as_secs_f32() * 1e3),
             });
         }
-        let outputs = plans.host.run(&self.store, &inputs)?;
+        let outputs = passes.host.run(&self.store, &inputs)?;
         outcome.loss = outputs.scalar(LOSS).unwrap_or(f32::NAN);
         outcome.gradient_norm = norm(&outputs, |_| true);
         for slot in &self.slots {
@@ -391,7 +416,7 @@ impl Network {
                 seed: slot.seed.clone(),
                 loss: outcome.loss,
                 gradient_norm: trained
-                    .then(|| norm(&outputs, |name| prefixed(name, slot.seed.as_str()))),
+                    .then(|| norm(&outputs, |name| is_of(name, slot.seed.as_str()))),
                 host_gradient_norm: None,
                 scale: host.zip(seed),
                 isolated_ms: None,
@@ -433,14 +458,11 @@ impl Network {
             self.slots.iter().map(|slot| (host::alpha_input(&slot.seed), [slot.alpha])).collect();
         for chunk in features.chunks(EVALUATION_ROWS_MAX * width) {
             let count = chunk.len() / width;
-            if !self.evaluations.contains_key(&count) {
-                let plan = self.compile_evaluation(count)?;
-                self.evaluations.insert(count, plan);
-            }
-            let Some(plan) = self.evaluations.get_mut(&count) else { continue };
+            self.make_evaluation_ready(count)?;
+            let Some(pass) = self.evaluations.get_mut(&count) else { continue };
             let mut inputs: Vec<(&str, &[f32])> = vec![(FEATURES, chunk)];
             inputs.extend(alphas.iter().map(|(name, alpha)| (name.as_str(), alpha.as_slice())));
-            let outputs = plan.run(&self.store, &inputs)?;
+            let outputs = pass.run(&self.store, &inputs)?;
             logits.extend_from_slice(outputs.get(LOGITS).unwrap_or_default());
         }
         Ok(logits)
@@ -452,8 +474,49 @@ impl Network {
     }
 
     fn changed(&mut self) {
-        self.plans = None;
+        self.passes = None;
         self.evaluations.clear();
+    }
+
+    /// Makes the passes of a step for so many rows, unless those there are serve.
+    fn make_ready(&mut self, rows: usize) -> Result<(), NetworkError> {
+        let found = self.passes.as_ref().map(|passes| passes.check(&self.sites(), rows));
+        match found {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(mismatch)) => self.stale(&mismatch),
+            None => {}
+        }
+        let passes = self.compile(rows)?;
+        let isolated = passes.isolated.iter().map(|(_, pass)| pass);
+        isolated.chain([&passes.host]).for_each(|pass| self.counts.made(pass));
+        self.passes = Some(passes);
+        Ok(())
+    }
+
+    /// Makes the pass that scores so many rows, unless the one there is serves.
+    fn make_evaluation_ready(&mut self, rows: usize) -> Result<(), NetworkError> {
+        let wanted = Wanted { purpose: Purpose::Evaluation, rows, trained: &[] };
+        match self.evaluations.get(&rows).map(|pass| pass.check(wanted)) {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(mismatch)) => self.stale(&mismatch),
+            None => {}
+        }
+        let pass = self.compile_evaluation(rows)?;
+        self.counts.made(&pass);
+        self.evaluations.insert(rows, pass);
+        Ok(())
+    }
+
+    fn stale(&mut self, mismatch: &PlanMismatch) {
+        self.counts.stale += 1;
+        tracing::debug!(%mismatch, "a pass does not serve any more and is made anew");
+    }
+
+    /// Why no plan may run the passes of the host, or of one seed alone: what a kernel in them was found to be.
+    fn forbidden(&self, alone: Option<&SeedId>) -> Option<&Fallback> {
+        let takes_part = |slot: &&Slot| slot.mode.is_computed() || alone == Some(&slot.seed);
+        let grafts = self.slots.iter().filter(takes_part).filter_map(|slot| slot.graft.as_ref());
+        grafts.into_iter().find_map(|graft| graft.execution.reason())
     }
 
     fn sites(&self) -> Vec<Site<'_>> {
@@ -468,48 +531,28 @@ impl Network {
             .collect()
     }
 
-    fn compile(&self) -> Result<Plans, NetworkError> {
+    fn compile(&self, rows: usize) -> Result<Passes, NetworkError> {
         let sites = self.sites();
-        let derive = |composed: host::Composed| -> Result<Runner, NetworkError> {
+        let derive = |composed: host::Composed, alone| -> Result<Pass, NetworkError> {
             let wrt: Vec<&str> = composed.wrt.iter().map(String::as_str).collect();
-            runner(&differentiate(&composed.graph, LOSS, &wrt)?)
+            let graph = differentiate(&composed.graph, LOSS, &wrt)?;
+            Ok(Pass::of(&graph, self.forbidden(alone))?)
         };
         let mut isolated = Vec::new();
         for slot in self.slots.iter().filter(|slot| slot.mode == Mode::Isolated) {
-            let pass = host::isolated_pass(self.shape, &sites, &slot.seed, self.batch)?;
-            isolated.push((slot.seed.clone(), derive(pass)?));
+            let pass = host::isolated_pass(self.shape, &sites, &slot.seed, rows)?;
+            isolated.push((slot.seed.clone(), derive(pass, Some(&slot.seed))?));
         }
-        let host = derive(host::host_pass(self.shape, &sites, self.batch)?)?;
+        let host = derive(host::host_pass(self.shape, &sites, rows)?, None)?;
         let alphas = self.slots.iter().map(|slot| host::alpha_input(&slot.seed)).collect();
-        Ok(Plans { host, isolated, alphas })
+        Ok(Passes { host, isolated, alphas })
     }
 
-    fn compile_evaluation(&self, rows: usize) -> Result<Runner, NetworkError> {
+    fn compile_evaluation(&self, rows: usize) -> Result<Pass, NetworkError> {
         let pass = host::host_pass(self.shape, &self.sites(), rows)?;
-        runner(&pass.graph.select(&[LOGITS])?.inference()?)
+        let graph = pass.graph.select(&[LOGITS])?.inference()?;
+        Ok(Pass::of(&graph, self.forbidden(None))?)
     }
-}
-
-/// What runs a pass: its plan, if one can be made and is valid for it, or else the interpreter.
-///
-/// # Errors
-/// [`GraphError::Quarantined`], which neither of them runs here.
-fn runner(graph: &Graph) -> Result<Runner, NetworkError> {
-    if let Some(operator) = graph.stress() {
-        return Err(GraphError::Quarantined { operator }.into());
-    }
-    let runner = match Plan::compile(graph) {
-        Ok(plan) => Runner::guarded(plan, graph),
-        Err(error) => Runner::interpreted(graph, Fallback::NoPlan { error: error.to_string() }),
-    };
-    if let Some(reason) = runner.execution().reason() {
-        tracing::warn!(%reason, "a pass runs by the interpreter");
-    }
-    Ok(runner)
-}
-
-fn prefixed(name: &str, prefix: &str) -> bool {
-    name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'))
 }
 
 fn norm(outputs: &kernel::Outputs<'_>, counts: impl Fn(&str) -> bool) -> f32 {
@@ -538,3 +581,7 @@ fn move_seed(
     optimiser.unfreeze(EMBED)?;
     moved
 }
+
+#[cfg(test)]
+#[path = "network_tests.rs"]
+mod tests;

@@ -10,7 +10,7 @@ use oona::attributes;
 use serde_json::Value;
 
 use crate::demand::{BuildRequest, Demand, WhyBuild};
-use crate::download::{KERNEL_SIGNATURE, KERNEL_URL, SIGNATURE, kernel_url};
+use crate::download::{KERNEL_EXECUTION, KERNEL_SIGNATURE, KERNEL_URL, SIGNATURE, kernel_url};
 use crate::error::{FetchError, Remedy};
 use crate::library::Library;
 use crate::metrics::Answered;
@@ -90,6 +90,9 @@ impl Answer {
         }
         if let Some(Value::String(signature)) = record.extras.get(SIGNATURE) {
             attributes.push((KERNEL_SIGNATURE, signature.clone()));
+        }
+        if record.is_interpreted() {
+            attributes.push((KERNEL_EXECUTION, "interpreter".to_owned()));
         }
         let message = Message::PrefetchReady(KernelArtifactReady {
             request_id: request.request_id.clone(),

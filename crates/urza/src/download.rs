@@ -21,6 +21,10 @@ pub const KERNEL_URL: &str = "kernel-url";
 /// The attribute of a ready answer's envelope that holds the forge's signature of the kernel.
 pub const KERNEL_SIGNATURE: &str = "kernel-signature";
 
+/// The attribute of a ready answer's envelope that says what must run the kernel, as [`crate::EXECUTION`] has it: `plan`,
+/// also when it is absent, or `interpreter`.
+pub const KERNEL_EXECUTION: &str = "kernel-execution";
+
 /// A verified artifact, open for reading.
 #[derive(Debug)]
 pub struct Download {

@@ -46,7 +46,9 @@ pub use catalogue::{SCHEMA_VERSION, migrate_to};
 pub use collect::{CollectMode, Collected, Orphans, Removal, RemovalReason, Retention};
 pub use config::{CatalogueUrl, Config, ConfigFault, PostgresUrl};
 pub use demand::{BuildAnswer, BuildOrder, BuildRequest, Demand, Placed, Queued, WhyBuild};
-pub use download::{Download, DownloadFault, KERNEL_SIGNATURE, KERNEL_URL, SIGNATURE, kernel_url};
+pub use download::{
+    Download, DownloadFault, KERNEL_EXECUTION, KERNEL_SIGNATURE, KERNEL_URL, SIGNATURE, kernel_url,
+};
 pub use error::{
     DatabaseFault, FetchError, LibraryError, Mismatch, OpenError, Remedy, StoreError, StoreFault,
 };
@@ -59,5 +61,5 @@ pub use measurement::Measurement;
 pub use metrics::Metrics;
 pub use prefetch::{PrefetchConfig, Prefetcher, Unfit, Variants, Want};
 pub use prewarm::{Prewarm, SAMPLES_MAX, percentile};
-pub use record::{NewArtifact, Page, Parent, Record, RecordId, RecordState, Role};
+pub use record::{EXECUTION, NewArtifact, Page, Parent, Record, RecordId, RecordState, Role};
 pub use select::{Filter, StateFilter, TagError};

@@ -10,6 +10,10 @@ use crate::extras::Extras;
 use crate::job::JobKey;
 use crate::prewarm::Prewarm;
 
+/// The record's extra that says what runs the kernel: `{"by": "plan"}`, or `{"by": "interpreter", "reason": ..}` where the
+/// forge found that its plan is not its graph.
+pub const EXECUTION: &str = "execution";
+
 /// A row of the catalogue. Never used twice; storing an artifact again gives its record a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId(pub(crate) i64);
@@ -146,6 +150,15 @@ pub struct Record {
     pub created_at_ms: u64,
     /// Whether it may be offered.
     pub state: RecordState,
+}
+
+impl Record {
+    /// Whether the forge found that its plan is not its graph, so that the interpreter must run it. A record that does
+    /// not say was made when only plans were kept.
+    pub fn is_interpreted(&self) -> bool {
+        let by = self.extras.get(EXECUTION).and_then(|said| said.get("by"));
+        by.is_some_and(|by| by == "interpreter")
+    }
 }
 
 /// A part of the whole list, in the order of storing.

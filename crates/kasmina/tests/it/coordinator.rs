@@ -7,14 +7,15 @@ use kasmina::{
     ErrorConsumer, FetchFailure, FetchOrder, Fetched, FetchedKernel, Metrics, Patience, Prefetch,
     PrefetchConfig, PrefetchDesk, ReadyConsumer, TrainerEnd,
 };
-use kernel::Digest;
 use kernel::artifact::Kernel;
+use kernel::guard::GuardSpec;
+use kernel::{Digest, Execution, Fallback};
 use leyline::Message;
 use leyline::wire::{
     KernelArtifactError, KernelArtifactReady, KernelCatalogUpdate, KernelPrefetchRequest,
     MessagePriority,
 };
-use oona::{Bus, Consumer, ConsumerSpec, Heartbeat, LogChoice, Stream};
+use oona::{Bus, Consumer, ConsumerSpec, Heartbeat, LogChoice, Outgoing, Stream};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -155,6 +156,30 @@ impl Bench {
         self.publish(Stream::KernelErrors, error.into()).await;
     }
 
+    /// The library's answer for the linear kernel, with an attribute of the envelope.
+    async fn answer_ready_beside(&self, request: &str, attribute: (&str, &str)) {
+        let bytes = artifact();
+        let (path, digest) = self.stored(&bytes);
+        let kernel = Kernel::parse(&bytes, &digest).unwrap();
+        let message = Message::from(KernelArtifactReady {
+            request_id: request.to_owned(),
+            blueprint_id: "BP009".to_owned(),
+            artifact_ref: path.to_string_lossy().into_owned(),
+            checksum: digest.to_hex(),
+            guard_digest: kernel.manifest().guard_digest.to_hex(),
+            prewarm_p50_ms: 0.5,
+            prewarm_p95_ms: 0.9,
+        });
+        let outgoing = Outgoing {
+            stream: Stream::KernelReady,
+            priority: MessagePriority::Normal,
+            source: "urza",
+            message: &message,
+            traceparent: None,
+        };
+        assert!(self.bus.send_with(outgoing, &[attribute]).await.unwrap().is_sent());
+    }
+
     async fn publish(&self, stream: Stream, message: Message) {
         let priority = MessagePriority::Normal;
         assert!(self.bus.publish(stream, priority, "urza", &message).await.unwrap().is_sent());
@@ -260,10 +285,13 @@ async fn check_refused(
         .await;
 }
 
+fn failed() -> FetchFailure {
+    FetchFailure::OpenFailed { detail: String::new() }
+}
+
 #[tokio::test]
 async fn what_is_not_what_was_promised_is_never_attached() {
     let unchanged = |_: &mut KernelArtifactReady| {};
-    let failed = || FetchFailure::OpenFailed { detail: String::new() };
     let other = Digest::of("another").to_hex();
     check_refused(artifact(), |r| r.checksum = other.clone(), FetchFailure::ChecksumMismatch).await;
     check_refused(artifact(), |r| r.guard_digest = other, FetchFailure::GuardMismatch).await;
@@ -276,10 +304,76 @@ async fn what_is_not_what_was_promised_is_never_attached() {
     check_refused(artifact(), gone, FetchFailure::ArtifactNotFound).await;
 }
 
+/// The file of the linear kernel with another manifest.
+fn forged(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    let bytes = artifact();
+    let (length, rest) = bytes.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap()) as usize;
+    let (header, tensors) = rest.split_at(length);
+    let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    let text = &mut header["__metadata__"]["esper.manifest"];
+    let mut manifest: serde_json::Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+    change(&mut manifest);
+    *text = manifest.to_string().into();
+    let header = header.to_string();
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), tensors].concat()
+}
+
+/// A guard with one thing changed and the digest that belongs to it, in the manifest and in the answer.
+async fn check_guard(change: impl FnOnce(&mut serde_json::Value)) {
+    let mut digest = String::new();
+    let bytes = forged(|manifest| {
+        change(&mut manifest["guard"]);
+        let guard: GuardSpec = serde_json::from_value(manifest["guard"].clone()).unwrap();
+        digest = guard.digest().to_hex();
+        manifest["guard_digest"] = digest.clone().into();
+    });
+    let announced = |ready: &mut KernelArtifactReady| ready.guard_digest = digest;
+    check_refused(bytes, announced, FetchFailure::GuardMismatch).await;
+}
+
+/// The digest of the answer is the manifest's, that is the guard's, and the guard is that of the graph: each wrong by one
+/// thing.
+#[tokio::test]
+async fn a_guard_that_is_wrong_by_one_thing_is_a_mismatch() {
+    check_refused(forged(|_| {}), |ready| ready.checksum.clear(), failed()).await;
+    check_guard(|guard| guard[0]["shape"][1] = 16.into()).await;
+    check_guard(|guard| guard[0]["shape"][0] = 9.into()).await;
+    check_guard(|guard| guard[0]["dtype"] = "float64".into()).await;
+    check_guard(|guard| guard[0]["stride"][0] = 1.into()).await;
+    check_guard(|guard| guard[0]["requires_grad"] = true.into()).await;
+    check_guard(|guard| guard[0]["index"] = 1.into()).await;
+    check_guard(|guard| *guard = serde_json::json!([])).await;
+    let other = Digest::of("another guard").to_hex();
+    let bytes = forged(|manifest| manifest["guard_digest"] = other.clone().into());
+    let announced = |ready: &mut KernelArtifactReady| ready.guard_digest = other;
+    check_refused(bytes, announced, FetchFailure::GuardMismatch).await;
+}
+
+/// What the forge found out about a plan comes with the kernel; an answer that says nothing is of a kernel whose plan is
+/// its graph.
+#[tokio::test]
+async fn what_must_run_a_kernel_is_carried() {
+    let carried = async |attribute: (&str, &str)| {
+        let mut bench = bench(Patience::default()).await;
+        let answered = bench.run(async |b| {
+            b.order("r1");
+            b.asked().await;
+            b.answer_ready_beside("r1", attribute).await;
+            b.result().await.unwrap().execution
+        });
+        answered.await
+    };
+    assert_eq!(carried(("kernel-other", "interpreter")).await, Execution::Plan);
+    assert_eq!(carried(("kernel-execution", "plan")).await, Execution::Plan);
+    let by = carried(("kernel-execution", "interpreter")).await;
+    let Some(Fallback::Asked { reason }) = by.reason() else { panic!("{by:?}") };
+    assert!(reason.contains("plan"), "{reason}");
+}
+
 /// A reference names a regular file by a plain absolute path, or it is refused; none makes it wait.
 #[tokio::test]
 async fn hostile_references_are_refused() {
-    let failed = || FetchFailure::OpenFailed { detail: String::new() };
     let dir = tempfile::tempdir().unwrap();
     let real = dir.path().join("real");
     std::fs::write(&real, artifact()).unwrap();

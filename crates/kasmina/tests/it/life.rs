@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use kasmina::{
-    Config, Effect, FetchFailure, Hold, Interface, Limits, Observation, Ramp, Validation,
+    Config, Effect, FetchFailure, FetchedKernel, Hold, Interface, Life, Limits, Observation, Ramp,
+    Validation,
 };
+use kernel::{Execution, Fallback};
 use leyline::Stage;
-use leyline::wire::SeedOperation;
+use leyline::wire::{SeedOperation, TelemetryLevel};
 
-use crate::rig::{Rig, healthy, limits, moves, rig, rig_with, s1};
+use crate::rig::{Rig, fetched, healthy, limits, moves, rig, rig_with, s1};
 
 const EMBARGO: Duration = Duration::from_secs(30);
 
@@ -38,6 +40,41 @@ fn a_seed_grows_step_by_step_until_it_is_kept() {
     rig.wait(Duration::from_secs(3600));
     assert_eq!(rig.stage(), Stage::Fossilized);
     assert!(rig.operate(SeedOperation::SeedOpCull).is_err(), "what is kept is kept");
+}
+
+/// What its forge found wrong to plan is attached, told of once and counted.
+#[test]
+fn a_kernel_that_the_interpreter_must_run_is_told_of_once() {
+    let told = |rig: &mut Rig| {
+        let fallback = ("interpreter_fallback".to_owned(), TelemetryLevel::Warning);
+        rig.events().iter().filter(|event| **event == fallback).count()
+    };
+    let mut planned = Rig::grown_to(Stage::Training);
+    assert_eq!((told(&mut planned), planned.metrics.interpreted_total()), (0, 0));
+
+    let mut rig = rig();
+    let order = rig.germinate();
+    let reason = Fallback::Asked { reason: "its plan is not its graph".to_owned() };
+    let execution = Execution::Interpreter { reason };
+    let kernel = FetchedKernel { execution: execution.clone(), ..fetched(&order, 32) };
+    let effects = rig.hand(&order, Ok(kernel));
+    let Effect::Attach { kernel, .. } = &effects[0] else { panic!("{effects:?}") };
+    assert_eq!(kernel.execution, execution);
+    rig.step_until(Stage::Fossilized);
+    assert_eq!((told(&mut rig), rig.metrics.interpreted_total()), (1, 1));
+}
+
+/// The coordinator hands over only what fits; whoever else does is held to it.
+#[test]
+fn a_kernel_for_another_slot_is_never_attached() {
+    let mut rig = rig();
+    let order = rig.germinate();
+    let effects = rig.hand(&order, Ok(fetched(&order, 16)));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Attach { .. })), "{effects:?}");
+    let Life::Embargoed { rollback, .. } = rig.manager.seed(&s1()).unwrap().life().clone() else {
+        panic!("{:?}", rig.stage());
+    };
+    assert_eq!(rollback.reason, "incompatible_site");
 }
 
 /// Every pair of stages: a move to any stage is made exactly when the contract has that edge and

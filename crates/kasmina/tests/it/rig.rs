@@ -7,8 +7,8 @@ use kasmina::{
     CommandError, Config, Effect, FetchFailure, FetchOrder, Fetched, FetchedKernel, Interface,
     Limits, Metrics, Now, Observation, OutputScale, Parts, SeedManager, Slot, Validation,
 };
-use kernel::Graph;
 use kernel::artifact::{Kernel, Manifest, write_bytes};
+use kernel::{Execution, Graph};
 use leyline::Stage;
 use leyline::command::sign_command;
 use leyline::ids::SeedId;
@@ -36,6 +36,7 @@ pub fn limits() -> Limits {
 
 pub struct Rig {
     pub manager: SeedManager,
+    pub metrics: Metrics,
     pub orders: mpsc::Receiver<FetchOrder>,
     pub now: Now,
     commands: u32,
@@ -47,12 +48,9 @@ pub fn rig() -> Rig {
 
 pub fn rig_with(config: Config, orders_max: usize) -> Rig {
     let (orders, ordered) = mpsc::channel(orders_max);
-    let parts = Parts {
-        run: "run".into(),
-        keyring: Some(keyring()),
-        orders,
-        metrics: Metrics::register(&mut Registry::default()),
-    };
+    let metrics = Metrics::register(&mut Registry::default());
+    let parts =
+        Parts { run: "run".into(), keyring: Some(keyring()), orders, metrics: metrics.clone() };
     let mut manager = SeedManager::new(config, parts);
     manager.register_host(&["host/w".to_owned()]).unwrap();
     for (depth, id) in ["s1", "s2"].into_iter().enumerate() {
@@ -61,7 +59,7 @@ pub fn rig_with(config: Config, orders_max: usize) -> Rig {
     }
     manager.note_validation(Validation { loss: 0.7, accuracy: 0.5 });
     let now = Now { unix_ms: 1_700_000_000_000, ..Now::default() };
-    Rig { manager, orders: ordered, now, commands: 0 }
+    Rig { manager, metrics, orders: ordered, now, commands: 0 }
 }
 
 pub fn s1() -> SeedId {
@@ -91,6 +89,21 @@ pub fn linear_artifact(blueprint: &str, width: usize) -> Vec<u8> {
 pub fn linear_kernel(blueprint: &str, width: usize) -> Kernel {
     let bytes = linear_artifact(blueprint, width);
     Kernel::parse(&bytes, &kernel::Digest::of(&bytes)).unwrap()
+}
+
+/// The linear kernel of a width, as fetched for an order.
+pub fn fetched(order: &FetchOrder, width: usize) -> FetchedKernel {
+    let kernel = linear_kernel(order.blueprint.as_str(), width);
+    FetchedKernel {
+        blueprint: order.blueprint.clone(),
+        digest: kernel.digest(),
+        path: "/kernel".into(),
+        latency: Duration::from_millis(3),
+        prewarm_p50_ms: 0.1,
+        prewarm_p95_ms: 0.2,
+        execution: Execution::Plan,
+        kernel: Arc::new(kernel),
+    }
 }
 
 /// What a trainer measures of a healthy seed in a step.
@@ -156,23 +169,17 @@ impl Rig {
     }
 
     pub fn answer(&mut self, order: &FetchOrder, result: Result<(), FetchFailure>) -> Vec<Effect> {
-        let kernel = linear_kernel(order.blueprint.as_str(), 32);
-        let kernel = FetchedKernel {
-            blueprint: order.blueprint.clone(),
-            digest: kernel.digest(),
-            path: "/kernel".into(),
-            latency: Duration::from_millis(3),
-            prewarm_p50_ms: 0.1,
-            prewarm_p95_ms: 0.2,
-            kernel: Arc::new(kernel),
-        };
-        let fetched = Fetched {
-            step: None,
-            request: order.request.clone(),
-            seed: order.seed.clone(),
-            result: result.map(|()| kernel),
-        };
-        self.manager.on_fetched(fetched, self.now)
+        self.hand(order, result.map(|()| fetched(order, 32)))
+    }
+
+    /// Hands over what the coordinator would.
+    pub fn hand(
+        &mut self,
+        order: &FetchOrder,
+        result: Result<FetchedKernel, FetchFailure>,
+    ) -> Vec<Effect> {
+        let (request, seed) = (order.request.clone(), order.seed.clone());
+        self.manager.on_fetched(Fetched { step: None, request, seed, result }, self.now)
     }
 
     pub fn step(&mut self, seen: Observation) -> Vec<Effect> {

@@ -47,7 +47,11 @@ impl Training {
     ) -> Result<(), TrainError> {
         // Every seed has an instance of its own of the shared, immutable artifact.
         let opened = &kernel.kernel;
-        let graft = Graft { graph: opened.graph().clone(), params: opened.params().clone() };
+        let graft = Graft {
+            graph: opened.graph().clone(),
+            params: opened.params().clone(),
+            execution: kernel.execution.clone(),
+        };
         let parameters = graft.parameter_count();
         let fitted = self.network.attach(seed, graft, blend, self.prepared.config.rate);
         match fitted {

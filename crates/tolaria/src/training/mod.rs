@@ -10,6 +10,8 @@ mod growth;
 mod hook;
 mod kernels;
 mod show;
+#[cfg(test)]
+mod stressors;
 mod times;
 
 use std::collections::BTreeMap;

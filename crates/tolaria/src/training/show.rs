@@ -15,6 +15,7 @@ impl Training {
     pub(super) fn record(&mut self, figures: &EpochFigures, score: Score, test: Score) {
         let metrics = &self.channels.metrics;
         metrics.epochs.inc();
+        metrics.passes(self.network.take_counts());
         metrics.validation_loss.set(f64::from(score.loss));
         metrics.validation_accuracy.set(f64::from(score.accuracy));
         metrics.parameters.set(i64::try_from(self.network.parameter_count()).unwrap_or(i64::MAX));

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tolaria::data::Source;
 use tolaria::{Config, Outcome, Prepared};
 
-use crate::kitchen::{Served, good, serve};
+use crate::kitchen::{Served, good, interpreted, serve};
 
 fn config(source: Source, seed: u64) -> Config {
     Config {
@@ -61,6 +61,7 @@ fn summary(outcome: &Outcome) -> String {
 fn spirals_are_learnt_by_growing_and_not_by_the_host_alone() {
     for seed in 1..=5 {
         let served = run(Source::Spirals(Default::default()), seed);
+        assert_eq!(served.count("tolaria_stale_passes_total"), 0, "seed {seed}");
         let outcome = served.outcome.unwrap();
         println!("seed {seed}: {}", summary(&outcome));
         assert!(outcome.grown.accuracy >= 0.95, "seed {seed}: {}", summary(&outcome));
@@ -79,6 +80,26 @@ fn xor_goes_from_half_to_whole() {
         let alone = outcome.host_alone.as_ref().map(|figures| figures.accuracy);
         let found = (outcome.before.accuracy, alone, outcome.grown.accuracy);
         assert_eq!(found, (0.5, Some(0.5), 1.0), "seed {seed}: {}", summary(&outcome));
+    }
+}
+
+/// What the forge found unsafe to plan is grown all the same, slower and with the same result.
+#[test]
+fn a_kernel_that_may_not_be_planned_is_grown_by_the_interpreter() {
+    let prepared = || Prepared::load(config(Source::Xor, 1)).unwrap();
+    let planned = run(Source::Xor, 1);
+    let served = serve(prepared(), interpreted, &CancellationToken::new());
+    assert_eq!(planned.count("tolaria_interpreted_passes_total"), 0);
+    assert!(served.count("tolaria_interpreted_passes_total") > 5, "{}", served.counted);
+    for served in [&planned, &served] {
+        assert_eq!(served.count("tolaria_stale_passes_total"), 0);
+    }
+    let [planned, served] = [planned, served].map(|served| served.outcome.unwrap());
+    assert_eq!(served.grown.accuracy, 1.0, "{}", summary(&served));
+    assert_eq!(served.history.len(), planned.history.len());
+    for (one, other) in served.history.iter().zip(&planned.history) {
+        let difference = (one.validation_loss - other.validation_loss).abs();
+        assert!(difference < 1e-3, "epoch {}: {difference}", one.epoch);
     }
 }
 

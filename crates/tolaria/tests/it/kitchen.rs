@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use kasmina::{FetchFailure, Fetched, FetchedKernel, ORDERS_MAX, Parts, RESULTS_MAX, SeedManager};
 use kernel::artifact::{Kernel, Manifest, write_bytes};
+use kernel::{Execution, Fallback};
 use leyline::sign::{Keyring, Secret};
+use prometheus_client::registry::Registry;
 use tamiyo::{LivePolicy, Policy};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +22,15 @@ pub struct Served {
     pub outcome: Result<Outcome, TrainError>,
     pub sent: Vec<Outgoing>,
     pub progress: Progress,
+    pub counted: String,
+}
+
+impl Served {
+    /// What a counter of the run stands at.
+    pub fn count(&self, name: &str) -> u64 {
+        let line = self.counted.lines().find(|line| line.split(' ').next() == Some(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap()
+    }
 }
 
 /// Answers one order.
@@ -39,6 +50,7 @@ pub fn good(
     Ok(FetchedKernel {
         blueprint: order.blueprint.clone(),
         digest,
+        execution: Execution::Plan,
         kernel: Arc::new(Kernel::parse(&bytes, &digest).unwrap()),
         path: PathBuf::from("/nowhere"),
         latency: Duration::from_millis(1),
@@ -47,9 +59,19 @@ pub fn good(
     })
 }
 
+/// The same kernel, of which the forge has found that its plan is not its graph.
+pub fn interpreted(
+    prepared: &Prepared,
+    order: &kasmina::FetchOrder,
+) -> Result<FetchedKernel, FetchFailure> {
+    let reason = Fallback::Asked { reason: "its plan is not its graph".to_owned() };
+    Ok(FetchedKernel { execution: Execution::Interpreter { reason }, ..good(prepared, order)? })
+}
+
 /// Trains to the end with every order answered by `answer`.
 pub fn serve(prepared: Prepared, answer: Answer, stop: &CancellationToken) -> Served {
-    let metrics = Metrics::unregistered();
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
     let (orders, mut orders_in) = mpsc::channel::<kasmina::FetchOrder>(ORDERS_MAX);
     let (fetched_out, fetched) = mpsc::channel(RESULTS_MAX);
     let config = prepared.policy_config(tamiyo::Config::default());
@@ -95,5 +117,7 @@ pub fn serve(prepared: Prepared, answer: Answer, stop: &CancellationToken) -> Se
     cook.join().unwrap();
     let sent = reader.join().unwrap();
     let progress = watched.borrow().clone();
-    Served { outcome, sent, progress }
+    let mut counted = String::new();
+    prometheus_client::encoding::text::encode(&mut counted, &registry).unwrap();
+    Served { outcome, sent, progress, counted }
 }

@@ -479,6 +479,39 @@ async fn who_waits_too_long_is_told_compiling_and_finds_it_later() {
     assert_eq!(s.fixture.metric("urza.prefetch.compiling"), 2.0);
 }
 
+/// A trainer is told what the forge found out: a plan that is not its graph is used nowhere.
+#[tokio::test]
+async fn what_the_interpreter_must_run_is_said_so() {
+    let mut s = service().await;
+    let with = |blueprint: &str, execution: Option<serde_json::Value>| {
+        let extras = execution.map(|said| (urza::EXECUTION.to_owned(), said));
+        urza::NewArtifact { extras: extras.into_iter().collect(), ..artifact(blueprint, b"kernel") }
+    };
+    let reason = serde_json::json!({ "kind": "asked", "reason": "no time" });
+    let interpreter = serde_json::json!({ "by": "interpreter", "reason": reason });
+    for (blueprint, execution) in [
+        ("BP001", Some(interpreter)),
+        ("BP002", Some(serde_json::json!({ "by": "plan" }))),
+        ("BP003", Some(serde_json::json!("interpreter"))),
+        ("BP004", None),
+    ] {
+        s.fixture.library.store(with(blueprint, execution)).await.unwrap();
+    }
+    let said = s
+        .serve(Demand::nobody(), async |s| {
+            let mut said = Vec::new();
+            for blueprint in ["BP001", "BP002", "BP003", "BP004", "BP001"] {
+                s.ask(&format!("r{}", said.len()), blueprint).await;
+                let (_, attributes) = s.ready_with_attributes().await;
+                said.push(attributes.get(urza::KERNEL_EXECUTION).cloned());
+            }
+            said
+        })
+        .await;
+    let interpreter = Some("interpreter".to_owned());
+    assert_eq!(said, [interpreter.clone(), None, None, None, interpreter]);
+}
+
 /// A thousand requests for one artifact that was never verified: one hash, a thousand answers.
 #[tokio::test]
 async fn equal_requests_share_one_verification() {

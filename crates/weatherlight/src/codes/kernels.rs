@@ -184,7 +184,7 @@ pub(super) const CODES: &[Code] = &[
         Kernel,
         "guard_mismatch",
         "The artifact's guard is not the one of the answer",
-        "The file is not the kernel that was promised, and was not used.",
+        "The file is not the kernel that was promised, or its guard is not that of its own graph; it was not used.",
         "Two services with different catalogues share one artifact directory, or a file was replaced.",
         "Let every service use the same catalogue and directory; `weatherlight kernels list` shows the guards.",
     ),
@@ -195,6 +195,14 @@ pub(super) const CODES: &[Code] = &[
         "Its shape is another one than the seed's site has.",
         "A blueprint compiled for another network.",
         "Let the policy choose another blueprint; compile for this site.",
+    ),
+    row(
+        Kernel,
+        "incompatible_input",
+        "The kernel takes other inputs than a slot gives",
+        "It was compiled for another element type, another stride, or an input that wants a gradient; a slot gives contiguous float32 and wants none.",
+        "A forge that is not this one, or of another version.",
+        "The log line's `detail` says what differs. Compile the kernel again with a forge of this version.",
     ),
     row(
         Kernel,

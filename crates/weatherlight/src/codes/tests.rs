@@ -129,6 +129,7 @@ fn existing(family: Family) -> Vec<&'static str> {
                 BlueprintMismatch = "blueprint_mismatch",
                 GuardMismatch = "guard_mismatch",
                 IncompatibleSite = "incompatible_site",
+                IncompatibleInput = "incompatible_input",
                 Untrusted = "untrusted",
                 OpenFailed = "open_failed",
                 Quarantined = "",
