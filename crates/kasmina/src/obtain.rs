@@ -145,6 +145,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_server_that_is_not_trusted_is_told_with_what_to_do_and_not_asked_again() {
+        let problem = "its certificate has expired".to_owned();
+        let told = failure(FetchFault::Untrusted { problem });
+        let FetchFailure::DownloadFailed { may_pass: false, fault } = &told else {
+            panic!("{told:?}")
+        };
+        assert!(fault.contains("expired") && fault.contains("KASMINA_KERNEL_CA_FILE"), "{fault}");
+    }
+
+    #[test]
     fn only_a_trusted_signature_of_this_very_kernel_counts() {
         let [ours, theirs] = [0, 1].map(|_| SigningKey::generate().unwrap());
         let trusted = TrustedKeys::from_pem(&ours.public_pem).unwrap();

@@ -39,6 +39,11 @@ impl PostgresUrl {
         "options",
     ];
 
+    const MODE: [&str; 2] = ["sslmode", "ssl-mode"];
+    const ROOT: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
+    const CERTIFICATE: [&str; 2] = ["sslcert", "ssl-cert"];
+    const KEY: [&str; 2] = ["sslkey", "ssl-key"];
+
     fn parse(url: &str) -> Result<Self, ConfigFault> {
         let query = url.split_once('?').map_or("", |(_, query)| query);
         for option in query.split('&').filter(|option| !option.is_empty()) {
@@ -52,13 +57,38 @@ impl PostgresUrl {
             }
         }
         let parsed: Result<sqlx::postgres::PgConnectOptions, _> = url.parse();
-        match parsed {
-            Ok(_) => Ok(Self(url.to_owned())),
-            Err(error) => Err(ConfigFault::Postgres {
-                url: shown(url),
-                problem: crate::error::readable(&error),
-            }),
+        if let Err(error) = parsed {
+            let problem = crate::error::readable(&error);
+            return Err(ConfigFault::Postgres { url: shown(url), problem });
         }
+        let url = Self(url.to_owned());
+        let mode = url.option(&Self::MODE);
+        let checks = matches!(mode.as_deref(), Some("verify-ca" | "verify-full"));
+        // The driver would pass over it, and whoever named an authority thinks that it counts.
+        if url.option(&Self::ROOT).is_some() && !checks {
+            return Err(ConfigFault::RootUnused);
+        }
+        if url.option(&Self::CERTIFICATE).is_some() != url.option(&Self::KEY).is_some() {
+            return Err(ConfigFault::HalfCertificate);
+        }
+        Ok(url)
+    }
+
+    /// An option by any of its spellings; the last one counts, as for the driver.
+    fn option(&self, spellings: &[&str]) -> Option<String> {
+        let url = reqwest::Url::parse(&self.0).ok()?;
+        let named = url.query_pairs().filter(|(name, _)| spellings.contains(&name.as_ref()));
+        named.last().map(|(_, value)| value.into_owned())
+    }
+
+    /// What is wrong with the first file that it names and that cannot be read, by name, which the driver does not
+    /// say. Blocks.
+    pub(crate) fn unreadable_file(&self) -> Option<String> {
+        let files = [&Self::ROOT[..], &Self::CERTIFICATE, &Self::KEY];
+        files.iter().filter_map(|spellings| self.option(spellings)).find_map(|path| {
+            let error = std::fs::read(&path).err()?;
+            Some(format!("{path} cannot be read ({error})"))
+        })
     }
 
     /// With its password, for the driver alone.
@@ -97,6 +127,14 @@ pub enum ConfigFault {
         "the password stands in postgres://user:password@host/database, not behind the question mark"
     )]
     PasswordOption,
+    /// An authority that nothing would be checked against.
+    #[error(
+        "the catalogue URL names an authority in sslrootcert that is not used; write sslmode=verify-full beside it"
+    )]
+    RootUnused,
+    /// A client certificate without its key, or a key without its certificate.
+    #[error("of sslcert and sslkey in the catalogue URL one is missing")]
+    HalfCertificate,
     /// An option that would be ignored.
     #[error(
         "the catalogue URL carries the unknown option {name}; sslmode, sslrootcert, sslcert, sslkey, host, port, dbname, user and options are known"
@@ -267,6 +305,17 @@ mod tests {
             CatalogueUrl::parse("postgres://h/db?user=u&password=hunter2"),
             Err(ConfigFault::PasswordOption)
         );
+        for mode in ["", "&sslmode=prefer", "&sslmode=require", "&ssl-mode=disable"] {
+            let url = format!("postgres://h/db?sslrootcert=ca.pem{mode}");
+            assert_eq!(CatalogueUrl::parse(&url), Err(ConfigFault::RootUnused), "{url}");
+        }
+        for half in ["sslcert=c.pem", "ssl-key=c.key"] {
+            let url = format!("postgres://h/db?sslmode=require&{half}");
+            assert_eq!(CatalogueUrl::parse(&url), Err(ConfigFault::HalfCertificate), "{url}");
+        }
+        CatalogueUrl::parse("postgres://h/db?ssl-ca=ca.pem&sslmode=verify-ca").unwrap();
+        let both = "postgres://%2Frun/db?sslmode=require&sslcert=c.pem&ssl-key=c.key";
+        CatalogueUrl::parse(both).unwrap();
         for url in ["postgres://h:port/db", "postgres://u:hunter2@h/db?sslmode=perhaps"] {
             let fault = CatalogueUrl::parse(url).unwrap_err();
             assert!(matches!(fault, ConfigFault::Postgres { .. }), "{fault}");

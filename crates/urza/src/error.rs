@@ -63,6 +63,16 @@ pub enum OpenError {
         /// What was said.
         source: DatabaseFault,
     },
+    /// TLS with the server did not come about.
+    #[error(
+        "the database {catalogue} cannot be reached in trust: {problem}; behind the question mark of URZA_DATABASE_URL sslrootcert names the PEM file of its authority, sslcert and sslkey the certificate that it may want, and the host must be named as in its certificate"
+    )]
+    Untrusted {
+        /// Its URL without a password.
+        catalogue: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The file is damaged. Opening sets such a catalogue aside and begins an empty one, so this is what remains when
     /// the new one cannot be used either.
     #[error(

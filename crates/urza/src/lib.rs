@@ -35,6 +35,7 @@ mod prewarm;
 mod record;
 mod select;
 pub mod store;
+mod trust;
 mod verify;
 
 pub use answer::{

@@ -111,6 +111,7 @@ fn bucket_config(
         key_id: secret(&settings.aws_access_key_id),
         secret_key: secret(&settings.aws_secret_access_key),
         session_token: secret(&settings.aws_session_token),
+        ca_file: settings.aws_ca_bundle.clone(),
     };
     let url = urza::store::BucketUrl::parse(url.expose())?;
     Ok(Some(urza::store::BucketConfig::new(url, access)))
@@ -121,6 +122,7 @@ pub fn prefetch_config(settings: &EsperSettings) -> kasmina::PrefetchConfig {
     let token = settings.kasmina_kernel_token.as_ref();
     let fetcher = urza::fetch::FetcherConfig {
         token: token.map(|token| token.expose().to_owned()),
+        ca_file: settings.kasmina_kernel_ca_file.clone(),
         cache_bytes_max: settings.kasmina_kernel_cache_bytes_max,
         ..urza::fetch::FetcherConfig::at(settings.kasmina_kernel_cache_dir.clone())
     };

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use urza::fetch::{FetchFault, Fetcher, FetcherConfig};
 use urza::{Config, JobKey, Library, Metrics, NewArtifact, Prewarm, Record, Role};
 
+use crate::front::{Authority, Front};
 use crate::proxy::{Fault, Proxy};
 use crate::support::{Answer, Server, ask, get, serve_on};
 
@@ -434,6 +435,52 @@ async fn a_client_is_told_what_to_do() {
     let unknown = Digest::of("unknown");
     let nobody = Fetcher::open(config).unwrap().fetch(&url(closed, &unknown), &unknown).await;
     assert!(matches!(nobody, Err(FetchFault::Connection { .. })), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn a_kernel_comes_over_tls_from_a_server_that_is_trusted_and_from_no_other() {
+    let place = Place::new().await;
+    let sent = bytes(1 << 20);
+    let record = place.store(&sent).await;
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    place
+        .serve(with_token(), async |server| {
+            let front = Front::start(server.address, &authority, "server");
+            let expired = Front::start(server.address, &authority, "expired");
+            let other_name = front.url().replace("localhost", "127.0.0.1");
+            let without_tls = format!("https://{}", server.address);
+            let fetch = async |base: &str, ca_file: Option<std::path::PathBuf>| {
+                let token = Some(TOKEN.to_owned());
+                let config = FetcherConfig { token, ca_file, ..place.client() };
+                let kernel = urza::kernel_url(base, &record.digest);
+                Fetcher::open(config).unwrap().fetch(&kernel, &record.digest).await
+            };
+            let ca = || Some(authority.file("ca.pem"));
+            for (base, ca_file, expected) in [
+                (&front.url(), Some(stranger.file("ca.pem")), "not trusted here"),
+                (&front.url(), None, "not trusted here"),
+                (&other_name, ca(), "made out to another name"),
+                (&expired.url(), ca(), "has expired"),
+                (&without_tls, ca(), "does not speak TLS"),
+            ] {
+                let before = front.connections() + expired.connections();
+                let fault = fetch(base, ca_file).await.unwrap_err();
+                assert!(matches!(fault, FetchFault::Untrusted { .. }), "{fault:?}");
+                assert!(!fault.is_retryable());
+                let told = format!("{fault} {fault:?}");
+                assert!(told.contains(expected), "{expected}: {told}");
+                assert!(told.contains("KASMINA_KERNEL_CA_FILE") && !told.contains(TOKEN), "{told}");
+                let asked = front.connections() + expired.connections() - before;
+                assert!(asked <= 1, "{expected}: {asked} attempts");
+            }
+            let path = fetch(&front.url(), ca()).await.unwrap();
+            assert!(std::fs::read(path).unwrap() == sent);
+        })
+        .await;
+    let ca_file = Some("/nonexistent/ca.pem".into());
+    let fault = Fetcher::open(FetcherConfig { ca_file, ..place.client() }).unwrap_err();
+    assert!(matches!(fault, FetchFault::Setting { .. }), "{fault:?}");
+    assert!(fault.to_string().contains("/nonexistent/ca.pem"), "{fault}");
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 
 mod bounds;
 mod contract;
+#[path = "../../../urza/tests/it/front.rs"]
+mod front;
 mod http;
 mod ingest;
 mod kernels;

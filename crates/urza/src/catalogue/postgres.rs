@@ -9,6 +9,8 @@ use super::database::{self, Pool};
 use super::migrate;
 use crate::config::{Config, PostgresUrl};
 use crate::error::OpenError;
+use crate::store::blocking;
+use crate::trust;
 
 /// Connections of one process at most. A server admits a hundred by default.
 const CONNECTIONS_MAX: u32 = 8;
@@ -26,10 +28,17 @@ pub(super) async fn open(url: &PostgresUrl, config: &Config) -> Result<Pool, Ope
 
 /// Opens the database as it is.
 pub(super) async fn connect(url: &PostgresUrl, config: &Config) -> Result<Pool, OpenError> {
-    let fault = |source: sqlx::Error| OpenError::Unreachable {
-        catalogue: url.to_string(),
-        source: source.into(),
+    let fault = |source: sqlx::Error| match trust::problem(&source) {
+        Some(problem) => OpenError::Untrusted { catalogue: url.to_string(), problem },
+        None => OpenError::Unreachable { catalogue: url.to_string(), source: source.into() },
     };
+    let unreadable = blocking(config.file_timeout, {
+        let url = url.clone();
+        move || url.unreadable_file()
+    });
+    if let Some(problem) = unreadable.await.flatten() {
+        return Err(OpenError::Untrusted { catalogue: url.to_string(), problem });
+    }
     let options: PgConnectOptions = url.expose().parse().map_err(fault)?;
     let ms = config.query_timeout.as_millis().max(1);
     // A statement of a process that died or hangs must not hold the others up.

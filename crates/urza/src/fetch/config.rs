@@ -12,6 +12,8 @@ pub struct FetcherConfig {
     pub directory: PathBuf,
     /// `KASMINA_KERNEL_TOKEN`: what is shown to the server. Never shown otherwise.
     pub token: Option<String>,
+    /// `KASMINA_KERNEL_CA_FILE`: PEM file of authorities that are trusted beside the system's own.
+    pub ca_file: Option<PathBuf>,
     /// 100 MiB, the contract's bound on a kernel: a larger one is refused before and while it comes.
     pub bytes_max: u64,
     /// 10 GiB: how much the directory holds; what was used least recently goes first.
@@ -34,6 +36,7 @@ impl FetcherConfig {
         Self {
             directory,
             token: None,
+            ca_file: None,
             bytes_max: 100 << 20,
             cache_bytes_max: 10 << 30,
             connect_timeout: Duration::from_secs(5),
@@ -50,6 +53,7 @@ impl fmt::Debug for FetcherConfig {
         f.debug_struct("FetcherConfig")
             .field("directory", &self.directory)
             .field("token", &self.token.as_ref().map(|_| "(hidden)"))
+            .field("ca_file", &self.ca_file)
             .field("bytes_max", &self.bytes_max)
             .field("cache_bytes_max", &self.cache_bytes_max)
             .finish_non_exhaustive()

@@ -100,7 +100,10 @@ impl<'a> Download<'a> {
                 .header(RANGE, format!("bytes={here}-"))
                 .header(IF_RANGE, format!("\"{}\"", self.digest));
         }
-        let later = |error| Broken::Later(FetchFault::connection(error), None);
+        let later = |error| match FetchFault::connection(error) {
+            fault @ FetchFault::Untrusted { .. } => Broken::Never(fault),
+            fault => Broken::Later(fault, None),
+        };
         let mut response = request.send().await.map_err(later)?;
         let max = self.inner.config.bytes_max;
         let length = response.content_length();

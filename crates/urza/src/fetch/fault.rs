@@ -8,6 +8,7 @@ use std::time::Duration;
 use kernel::Digest;
 
 use crate::store::WriteFault;
+use crate::trust;
 
 /// Why a kernel was not fetched. Cheap to clone: everybody who waits for one download gets it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -19,7 +20,9 @@ pub enum FetchFault {
         problem: &'static str,
     },
     /// A setting cannot be used.
-    #[error("kernels cannot be fetched: {problem}; check KASMINA_KERNEL_TOKEN")]
+    #[error(
+        "kernels cannot be fetched: {problem}; check KASMINA_KERNEL_TOKEN and KASMINA_KERNEL_CA_FILE"
+    )]
     Setting {
         /// What is wrong.
         problem: String,
@@ -72,6 +75,14 @@ pub enum FetchFault {
         /// What it said, without the URL.
         source: Arc<reqwest::Error>,
     },
+    /// TLS with the server did not come about.
+    #[error(
+        "the server is not trusted: {problem}; set KASMINA_KERNEL_CA_FILE to the PEM file of its authority, or correct URZA_PUBLIC_URL"
+    )]
+    Untrusted {
+        /// What is wrong.
+        problem: String,
+    },
     /// There is no room.
     #[error(
         "no room in {directory}: {wanted} bytes are wanted, {free} are free there; make room or set KASMINA_KERNEL_CACHE_DIR elsewhere"
@@ -108,7 +119,10 @@ impl FetchFault {
     }
 
     pub(super) fn connection(source: reqwest::Error) -> Self {
-        Self::Connection { source: Arc::new(source.without_url()) }
+        match trust::problem(&source) {
+            Some(problem) => Self::Untrusted { problem },
+            None => Self::Connection { source: Arc::new(source.without_url()) },
+        }
     }
 
     /// Whether asking again, later and for the same, may help.
@@ -124,6 +138,7 @@ impl FetchFault {
             Self::Url { .. }
             | Self::Setting { .. }
             | Self::Refused { .. }
+            | Self::Untrusted { .. }
             | Self::TooLarge { .. } => false,
         }
     }

@@ -24,7 +24,7 @@ pub use self::fault::FetchFault;
 
 use self::download::Download;
 use crate::files::{Files, Identity};
-use crate::store::{CacheBound, blocking, client};
+use crate::store::{CacheBound, ClientSettings, blocking, client};
 use crate::verify::Verified;
 
 /// A part that nobody has gone on with for this long is removed.
@@ -58,7 +58,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// [`FetchFault::Disk`] when the directory cannot be used, [`FetchFault::Setting`] for a token that
-    /// cannot stand in a header or certificates that cannot be read.
+    /// cannot stand in a header or a file of authorities that cannot be used.
     pub fn open(config: FetcherConfig) -> Result<Self, FetchFault> {
         let files = Files::open(&config.directory)
             .map_err(|(path, source)| FetchFault::disk(path, source))?;
@@ -78,8 +78,12 @@ impl Fetcher {
             }
             None => None,
         };
-        let client = client(config.connect_timeout, config.idle_timeout)
-            .map_err(|_| setting("the certificates of this system cannot be used"))?;
+        let client = client(ClientSettings {
+            connect: config.connect_timeout,
+            idle: config.idle_timeout,
+            ca_file: config.ca_file.as_deref(),
+        });
+        let client = client.map_err(|fault| setting(&fault.to_string()))?;
         let inner = Inner {
             cached: Arc::new(CacheBound::new(config.cache_bytes_max)),
             config,

@@ -7,17 +7,20 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use kernel::Digest;
 use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
+use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, Error, MultipartUpload, ObjectStore as _, ObjectStoreExt as _, PutMode,
-    PutOptions, PutPayload, RetryConfig,
+    BackoffConfig, Error, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+    RetryConfig,
 };
+use tokio::time::Instant;
 
 use super::Stored;
 use super::arrival::{ArrivalFault, Purpose, receive};
-use super::client::Connector;
+use super::client::{ClientSettings, Connector, client};
 use super::fault::BucketFault;
 use super::space::WriteFault;
+use super::upload::Upload;
 use super::url::BucketConfig;
 use crate::error::Mismatch;
 use crate::files::{Identity, digest_of_name};
@@ -117,7 +120,7 @@ impl Bucket {
     pub(super) async fn put(&self, digest: &Digest, bytes: &Bytes) -> Result<(), BucketFault> {
         let mut pause = self.config.backoff;
         for _ in 0..self.config.retries_max {
-            match self.within(self.config.total_timeout, self.put_once(digest, bytes)).await {
+            match self.put_once(digest, bytes).await {
                 // The client repeats what is surely safe to repeat; by content, everything is.
                 Err(BucketFault::Failed { .. } | BucketFault::Garbled { .. }) => {
                     tokio::time::sleep(pause).await;
@@ -126,27 +129,38 @@ impl Bucket {
                 outcome => return outcome,
             }
         }
-        self.within(self.config.total_timeout, self.put_once(digest, bytes)).await
+        self.put_once(digest, bytes).await
     }
 
     async fn put_once(&self, digest: &Digest, bytes: &Bytes) -> Result<(), BucketFault> {
         let key = self.key(digest);
-        let is_large = self.config.part_bytes < bytes.len();
-        if !is_large {
-            match self.create(&key, bytes.clone().into()).await {
-                Ok(()) => return Ok(()),
-                Err(Error::AlreadyExists { .. } | Error::NotImplemented { .. }) => {}
-                Err(error) => return Err(self.fault(&key, &error)),
+        let until = Instant::now() + self.config.total_timeout;
+        if self.config.part_bytes < bytes.len() {
+            let sound = self.is_sound(digest, bytes.len() as u64);
+            if !self.before(until, sound).await? {
+                self.put_parts(&key, bytes, until).await?;
             }
+            return Ok(());
+        }
+        self.before(until, self.put_whole(digest, &key, bytes)).await
+    }
+
+    async fn put_whole(
+        &self,
+        digest: &Digest,
+        key: &Path,
+        bytes: &Bytes,
+    ) -> Result<(), BucketFault> {
+        match self.create(key, bytes.clone().into()).await {
+            Ok(()) => return Ok(()),
+            Err(Error::AlreadyExists { .. } | Error::NotImplemented { .. }) => {}
+            Err(error) => return Err(self.fault(key, &error)),
         }
         if self.is_sound(digest, bytes.len() as u64).await? {
             return Ok(());
         }
-        if is_large {
-            return self.put_parts(&key, bytes).await;
-        }
-        let replaced = self.store.put(&key, bytes.clone().into()).await;
-        replaced.map(drop).map_err(|error| self.fault(&key, &error))
+        let replaced = self.store.put(key, bytes.clone().into()).await;
+        replaced.map(drop).map_err(|error| self.fault(key, &error))
     }
 
     async fn create(&self, key: &Path, payload: PutPayload) -> object_store::Result<()> {
@@ -154,35 +168,35 @@ impl Bucket {
         self.store.put_opts(key, payload, options).await.map(drop)
     }
 
-    /// Sends the parts, each with its checksum; after a fault the server is told to drop them.
-    async fn put_parts(&self, key: &Path, bytes: &Bytes) -> Result<(), BucketFault> {
+    /// Sends the parts, each with its checksum. Whatever breaks it off, the server is told to drop them.
+    async fn put_parts(
+        &self,
+        key: &Path,
+        bytes: &Bytes,
+        until: Instant,
+    ) -> Result<(), BucketFault> {
         let fault = |error: Error| self.fault(key, &error);
-        let mut upload = self.store.put_multipart(key).await.map_err(fault)?;
-        let sent = self.within(self.config.total_timeout, async {
-            let part = |from: usize| {
-                bytes.slice(from..bytes.len().min(from + self.config.part_bytes)).into()
-            };
-            let parts: Vec<_> = (0..bytes.len())
-                .step_by(self.config.part_bytes)
-                .map(|from| upload.put_part(part(from)))
-                .collect();
-            let mut sending = futures_util::stream::iter(parts).buffer_unordered(PARTS_AT_ONCE);
-            while let Some(()) = sending.try_next().await.map_err(fault)? {}
-            upload.complete().await.map(drop).map_err(fault)
+        let begun = async { self.store.create_multipart(key).await.map_err(fault) };
+        let id = self.before(until, begun).await?;
+        let upload = Upload::begun(&self.store, key, id, self.config.idle_timeout);
+        let sent = self.before(until, async {
+            let step = self.config.part_bytes;
+            let parts = (0..bytes.len()).step_by(step).enumerate().map(|(at, from)| {
+                let part = bytes.slice(from..bytes.len().min(from + step));
+                self.store.put_part(key, &upload.id, at, part.into())
+            });
+            let parts = futures_util::stream::iter(parts).buffered(PARTS_AT_ONCE);
+            let parts: Vec<PartId> = parts.try_collect().await.map_err(fault)?;
+            self.store.complete_multipart(key, &upload.id, parts).await.map_err(fault)
         });
-        let sent = sent.await;
-        if sent.is_err()
-            && let Err(error) = self.abort(upload.as_mut()).await
-        {
-            tracing::warn!(%key, %error, "parts of an artifact may be left in the bucket");
+        match sent.await {
+            Ok(_) => upload.complete(),
+            Err(fault) => {
+                upload.abort().await;
+                return Err(fault);
+            }
         }
-        sent
-    }
-
-    async fn abort(&self, upload: &mut dyn MultipartUpload) -> Result<(), BucketFault> {
-        let aborting =
-            async { upload.abort().await.map_err(|error| self.fault(&Path::from(""), &error)) };
-        self.within(self.config.idle_timeout, aborting).await
+        Ok(())
     }
 
     /// Brings an artifact here, or only hashes it.
@@ -321,6 +335,15 @@ impl Bucket {
         BucketFault::TimedOut { url: self.url.clone(), limit }
     }
 
+    async fn before<T>(
+        &self,
+        until: Instant,
+        work: impl Future<Output = Result<T, BucketFault>>,
+    ) -> Result<T, BucketFault> {
+        let limit = self.config.total_timeout;
+        tokio::time::timeout_at(until, work).await.unwrap_or_else(|_| Err(self.timed_out(limit)))
+    }
+
     async fn within<T>(
         &self,
         limit: Duration,
@@ -332,14 +355,17 @@ impl Bucket {
 
 fn build(config: &BucketConfig) -> Result<AmazonS3, String> {
     let access = &config.access;
+    let client = client(ClientSettings {
+        connect: config.connect_timeout,
+        idle: config.idle_timeout,
+        ca_file: access.ca_file.as_deref(),
+    });
+    let client = client.map_err(|fault| fault.to_string())?;
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(config.url.bucket())
         .with_region(&access.region)
         .with_checksum_algorithm(Checksum::SHA256)
-        .with_http_connector(Connector {
-            connect: config.connect_timeout,
-            idle: config.idle_timeout,
-        })
+        .with_http_connector(Connector(client))
         .with_retry(RetryConfig {
             backoff: BackoffConfig {
                 init_backoff: config.backoff,

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use object_store::client::{HttpError, HttpErrorKind};
 
+use crate::trust;
+
 /// Why a bucket did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BucketFault {
@@ -42,6 +44,16 @@ pub enum BucketFault {
         url: String,
         /// What the connection said.
         source: std::io::Error,
+    },
+    /// TLS with the server did not come about.
+    #[error(
+        "bucket {url} cannot be reached in trust: {problem}; set AWS_CA_BUNDLE to the PEM file of the server's authority, or correct AWS_ENDPOINT_URL"
+    )]
+    Untrusted {
+        /// The bucket.
+        url: String,
+        /// What is wrong.
+        problem: String,
     },
     /// No answer in time, in spite of retries.
     #[error("bucket {url} did not answer within {limit:?}; retry")]
@@ -81,6 +93,9 @@ impl BucketFault {
         let said = chain(error);
         let code = code(&said);
         let url = url.to_owned();
+        if let Some(problem) = trust::problem(error) {
+            return Self::Untrusted { url, problem };
+        }
         match (error, code.as_deref()) {
             (_, Some("NoSuchBucket")) => Self::NoBucket { url },
             (_, Some(code @ ("BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch"))) => {

@@ -10,6 +10,7 @@ mod cache;
 mod client;
 mod fault;
 mod space;
+mod upload;
 mod url;
 
 use std::collections::HashSet;
@@ -24,7 +25,7 @@ pub use self::fault::BucketFault;
 pub use self::url::{BucketAccess, BucketConfig, BucketUrl, BucketUrlFault};
 
 pub(crate) use self::cache::CacheBound;
-pub(crate) use self::client::client;
+pub(crate) use self::client::{ClientSettings, client};
 pub(crate) use self::space::WriteFault;
 
 use self::arrival::Purpose;

@@ -1,6 +1,7 @@
 //! Where the bucket is and who asks: `URZA_ARTIFACT_URL` and the `AWS_*` settings, typed. Pure.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use object_store::path::Path;
@@ -90,6 +91,8 @@ pub struct BucketAccess {
     pub secret_key: Option<String>,
     /// `AWS_SESSION_TOKEN`. Never shown.
     pub session_token: Option<String>,
+    /// `AWS_CA_BUNDLE`: PEM file of authorities that are trusted beside the system's own.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for BucketAccess {
@@ -100,6 +103,7 @@ impl Default for BucketAccess {
             key_id: None,
             secret_key: None,
             session_token: None,
+            ca_file: None,
         }
     }
 }
@@ -110,6 +114,7 @@ impl fmt::Debug for BucketAccess {
             .field("endpoint", &self.endpoint)
             .field("region", &self.region)
             .field("key_id", &self.key_id.as_ref().map(|_| "(hidden)"))
+            .field("ca_file", &self.ca_file)
             .finish_non_exhaustive()
     }
 }

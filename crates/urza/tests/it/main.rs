@@ -6,13 +6,16 @@
 mod archive;
 mod catalogue;
 mod collect;
+mod front;
 mod full;
 mod library;
 mod maintenance;
 mod migrations;
 mod postgres;
+mod postgres_tls;
 mod prefetch;
 mod proxy;
 mod servers;
 mod stores;
 mod support;
+mod tls;

@@ -2,7 +2,7 @@
 //! ends. Found as `cargo xtask test` finds it; a server that cannot be found fails the tests.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,12 +26,23 @@ const GUARDIAN: &str = r#""$@" <&- & server=$!; cat >/dev/null; kill -QUIT $serv
 pub struct Server {
     directory: PathBuf,
     programs: PathBuf,
+    settings: Vec<String>,
     guardian: Child,
 }
 
 impl Server {
     /// Makes a cluster in a directory and serves it.
     fn start(directory: &Path, then: Then) -> Self {
+        Self::start_with(directory, then, &["listen_addresses="], |_| ())
+    }
+
+    /// With these settings, once what it needs for them is prepared in its data directory.
+    pub fn start_with(
+        directory: &Path,
+        then: Then,
+        settings: &[&str],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let programs = programs();
         if is_root() {
             chown(directory, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -41,18 +52,20 @@ impl Server {
         command.arg(directory.join("data")).current_dir(directory);
         let made = unprivileged(&mut command).output().unwrap();
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let guardian = serve(&programs, directory, then);
-        Self { directory: directory.to_owned(), programs, guardian }
+        prepare(&directory.join("data"));
+        let settings: Vec<_> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let guardian = serve(&programs, directory, then, &settings);
+        Self { directory: directory.to_owned(), programs, settings, guardian }
     }
 
     /// Ends the server at once, as a crash would.
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         drop(self.guardian.stdin.take());
         self.guardian.wait().unwrap();
     }
 
-    fn start_again(&mut self) {
-        self.guardian = serve(&self.programs, &self.directory, Then::Keep);
+    pub fn start_again(&mut self) {
+        self.guardian = serve(&self.programs, &self.directory, Then::Keep, &self.settings);
     }
 
     fn url(&self, database: &str) -> String {
@@ -77,17 +90,19 @@ impl Drop for Server {
 
 /// What becomes of the directory when the server ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Then {
+pub enum Then {
     Keep,
     Remove,
 }
 
-fn serve(programs: &Path, directory: &Path, then: Then) -> Child {
+fn serve(programs: &Path, directory: &Path, then: Then, settings: &[String]) -> Child {
     let mut command = Command::new("sh");
     command.arg("-c").arg(GUARDIAN).arg("guardian").arg(programs.join("postgres"));
     command.arg("-D").arg(directory.join("data")).arg("-k").arg(directory);
-    for setting in ["listen_addresses=", "fsync=off", "shared_buffers=32MB", "max_connections=200"]
-    {
+    for setting in ["fsync=off", "shared_buffers=32MB", "max_connections=200"] {
+        command.args(["-c", setting]);
+    }
+    for setting in settings {
         command.args(["-c", setting]);
     }
     if then == Then::Remove {
@@ -108,6 +123,14 @@ fn serve(programs: &Path, directory: &Path, then: Then) -> Child {
     // What it says later must not fill the pipe.
     std::thread::spawn(move || said.for_each(drop));
     guardian
+}
+
+/// Gives a file to whoever the server runs as, and to nobody else.
+pub fn hand_over(path: &Path) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    if is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
 }
 
 fn is_root() -> bool {

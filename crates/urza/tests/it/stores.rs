@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use kernel::Digest;
 use urza::store::{BucketConfig, Store};
-use urza::{FetchError, Mismatch, OpenError, Remedy};
+use urza::{FetchError, Mismatch, OpenError, Remedy, StoreError};
 
 use crate::proxy::Fault;
-use crate::servers::S3;
+use crate::servers::{Parts, S3};
 use crate::support::count;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -74,10 +74,8 @@ impl Place {
     fn leaves_nothing_unfinished(&self) {
         assert_eq!(count(&self.cache().join("tmp")), 0, "temporary files");
         if let Some(s3) = &self.s3 {
-            let parts = std::fs::read_dir(s3.root.path()).unwrap();
-            let names = parts.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            let left: Vec<_> = names.filter(|name| name.starts_with(".upload_id-")).collect();
-            assert!(left.is_empty(), "parts of uploads: {left:?}");
+            let left = s3.uploads();
+            assert!(left.is_empty(), "uploads and parts of them: {left:?}");
         }
     }
 }
@@ -314,6 +312,63 @@ async fn uploads_survive_a_broken_way() {
             assert_eq!(read(&place.file(&digest)), sent, "{fault:?} {len}");
         }
     }
+}
+
+/// The least size of a part, and one attempt.
+fn in_parts(s3: &S3) -> BucketConfig {
+    BucketConfig { part_bytes: PART, retries_max: 0, ..s3.config() }
+}
+
+const PART: usize = 5 << 20;
+
+#[tokio::test]
+async fn an_upload_that_breaks_off_leaves_nothing_at_the_server() {
+    let place = Place { dir: tempfile::tempdir().unwrap(), s3: Some(S3::start()) };
+    let s3 = place.s3.as_ref().unwrap();
+    let sent = bytes(PART + 1000, 40);
+    // The second part has a connection of its own.
+    let cut = [Fault::CutAfter(0)];
+    for (parts, faults, seconds) in
+        [(Parts::Fail, &[][..], 60), (Parts::AfterFirst, &cut, 60), (Parts::Hold, &[], 5)]
+    {
+        let config = BucketConfig { total_timeout: Duration::from_secs(seconds), ..in_parts(s3) };
+        let store = Store::open(&place.cache(), Some(config), 1 << 30, LIMIT).await.unwrap();
+        s3.proxy.faults(faults.iter().copied());
+        s3.parts(parts);
+        let broken = store.put(sent.clone()).await.unwrap_err();
+        assert!(matches!(broken, StoreError::Bucket(_)), "{parts:?}: {broken:?}");
+        assert_eq!(s3.uploads(), Vec::<String>::new(), "{parts:?}");
+        assert!(!place.file(&Digest::of(&sent)).exists(), "{parts:?}");
+    }
+    s3.parts(Parts::Take);
+    let store = Store::open(&place.cache(), Some(in_parts(s3)), 1 << 30, LIMIT).await.unwrap();
+    let digest = store.put(sent.clone()).await.unwrap();
+    assert!(read(&place.file(&digest)) == sent);
+    place.leaves_nothing_unfinished();
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_waits_for_any_more_is_aborted() {
+    let place = Place { dir: tempfile::tempdir().unwrap(), s3: Some(S3::start()) };
+    let s3 = place.s3.as_ref().unwrap();
+    let store = Store::open(&place.cache(), Some(in_parts(s3)), 1 << 30, LIMIT).await.unwrap();
+    s3.parts(Parts::Hold);
+    let is_sent = |name: &String| name.ends_with(".part-1");
+    tokio::select! {
+        _ = store.put(bytes(PART + 1000, 41)) => panic!("it is held"),
+        () = until(|| s3.uploads().iter().any(is_sent)) => {}
+    }
+    until(|| s3.uploads().is_empty()).await;
+}
+
+/// Waits until it is so, within a bound.
+async fn until(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting).await.expect("it comes to be so");
 }
 
 #[tokio::test]

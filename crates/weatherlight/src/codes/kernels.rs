@@ -77,6 +77,14 @@ pub(super) const CODES: &[Code] = &[
         "The text below names which. Start the server, or correct URZA_DATABASE_URL; sslmode stands behind its question mark.",
     ),
     row(
+        Library,
+        "library_untrusted",
+        "The database of the catalogue is not trusted, or does not trust this client",
+        "TLS with the PostgreSQL server of URZA_DATABASE_URL did not come about, and no password was sent.",
+        "An authority that is not known here, another host name than the certificate's, a certificate that has expired, a client certificate of another authority, a file that cannot be read.",
+        "The text below names which. sslrootcert, sslcert and sslkey behind the question mark of URZA_DATABASE_URL name the PEM files.",
+    ),
+    row(
         Kernel,
         "missing_artifact",
         "There is no such kernel and none is being built",

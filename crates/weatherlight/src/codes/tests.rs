@@ -112,6 +112,7 @@ fn existing(family: Family) -> Vec<&'static str> {
             NoSuchVersion = "library_version",
             Foreign = "library_foreign",
             Unreachable = "library_unreachable",
+            Untrusted = "library_untrusted",
         }),
         Family::Kernel => {
             use kasmina::FetchFailure;

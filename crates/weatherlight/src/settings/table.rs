@@ -218,6 +218,9 @@ settings! {
         aws_session_token: Option<SecretText> = "AWS_SESSION_TOKEN" "aws.session_token"
             Secret, None, Restart,
             "Session token, for a key that is temporary. It is not renewed: the service's restart reads a new one.";
+        aws_ca_bundle: Option<PathBuf> = "AWS_CA_BUNDLE" "aws.ca_bundle"
+            Path, None, Restart,
+            "PEM file of authorities that may have signed the certificate of AWS_ENDPOINT_URL, beside the system's own. Unset: the system's alone.";
         urza_compiling_after: Duration = "URZA_COMPILING_AFTER_MS" "urza.compiling_after_ms"
             Span(Milliseconds, 1.0, 60_000.0), Some("3000"), Restart,
             "How long a request for a kernel waits for its compilation before it is told to ask again.";
@@ -278,6 +281,9 @@ settings! {
         kasmina_kernel_token: Option<SecretText> = "KASMINA_KERNEL_TOKEN" "kasmina.kernel_token"
             Secret, None, Restart,
             "Bearer token that kernels are fetched with: the URZA_HTTP_TOKEN of the service.";
+        kasmina_kernel_ca_file: Option<PathBuf> = "KASMINA_KERNEL_CA_FILE" "kasmina.kernel_ca_file"
+            Path, None, Restart,
+            "PEM file of authorities that may have signed the certificate of URZA_PUBLIC_URL, beside the system's own. Unset: the system's alone.";
         kasmina_trusted_keys: Option<SecretText> = "KASMINA_TRUSTED_KEYS" "kasmina.trusted_keys"
             Secret, None, Restart,
             "Public ed25519 keys in PEM, one behind the other; best as a file, KASMINA_TRUSTED_KEYS_FILE. A kernel that none of them signed is not attached. Unset: kernels need no signature.";
