@@ -283,7 +283,7 @@ pub(crate) fn bench_kernels(quick: bool) -> std::process::ExitCode {
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::env::var("WL_THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(RUNTIME_THREADS))
+        .worker_threads(RUNTIME_THREADS)
         .thread_name("weatherlight")
         .enable_all()
         .build();
