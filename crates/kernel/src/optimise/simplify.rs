@@ -1,8 +1,8 @@
 //! Algebra: operators that do nothing, undo each other, or are one operator written as two.
 //!
 //! A rewrite is made only where every result stays the same number, infinities and NaN included. Hence `x * 0` stays
-//! (it may be NaN), `(x * 1e30) * 1e-30` stays (it may overflow on the way), and `x + 0` goes only where nothing
-//! divides, because it turns -0 into 0.
+//! (it may be NaN), `(x * 1e30) * 1e-30` stays (it may overflow on the way), and `x + 0`, or a sum
+//! over nothing, goes only where nothing divides, because it turns -0 into 0.
 
 use crate::graph::{Graph, NodeId};
 use crate::op::{Binary, Extent, Op, Reduction, Unary};
@@ -66,8 +66,15 @@ pub(super) fn simplify(
         Op::MatMul { transpose_a, transpose_b } => {
             mat_mul(graph, *transpose_a, *transpose_b, operands)
         }
-        Op::Reduce { axes, .. } => axes.is_empty().then(|| Rewrite::Same(operands[0])),
-        Op::ReduceLike(_) | Op::BroadcastLike(_) => {
+        // A sum begins with 0, which turns the only -0 that it takes into 0.
+        Op::Reduce { axes, .. } => {
+            (!keeps_zero_sign && axes.is_empty()).then(|| Rewrite::Same(operands[0]))
+        }
+        Op::ReduceLike(_) => {
+            let is_same = !keeps_zero_sign && is_stable_pair(graph, operands[0], operands[1]);
+            is_same.then(|| Rewrite::Same(operands[0]))
+        }
+        Op::BroadcastLike(_) => {
             is_stable_pair(graph, operands[0], operands[1]).then(|| Rewrite::Same(operands[0]))
         }
         Op::Concat { .. } => (operands.len() == 1).then(|| Rewrite::Same(operands[0])),

@@ -117,6 +117,23 @@ proptest! {
     }
 }
 
+/// Found by the property above: 1 / -0 became 1 / 0.
+#[test]
+fn a_sum_over_nothing_keeps_what_it_does_to_the_sign_of_zero() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[3, 2, 2]).unwrap();
+    let one = graph.constant(Tensor::scalar(1.0)).unwrap();
+    let like = graph.push(Op::ReduceLike(Reduction::Sum), &[x, x]).unwrap();
+    let whole = graph.push(Op::Reduce { kind: Reduction::Sum, axes: vec![] }, &[x]).unwrap();
+    for (name, sum) in [("like", like), ("whole", whole)] {
+        let over = graph.push(Op::Binary(Binary::Div), &[one, sum]).unwrap();
+        graph.output(name, over).unwrap();
+    }
+    let mut values = [1.0; 12];
+    values[5] = -0.0;
+    compare(&graph, &values, "1 / a sum of one -0");
+}
+
 fn nodes_after(build: impl FnOnce(&mut Graph, NodeId) -> NodeId) -> usize {
     let mut graph = Graph::new();
     let x = graph.input("x", &[3, 2, 4]).unwrap();

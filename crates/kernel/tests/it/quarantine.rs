@@ -142,7 +142,9 @@ fn a_run_past_its_time_is_abandoned_and_its_thread_stops() {
 
 #[test]
 fn a_leak_ends_at_its_cap_whatever_the_budget_says() {
-    let budget = Budget { growth_bytes_max: u64::MAX, ..Budget::default() };
+    // How long its runs take is not the matter here.
+    let run_time = Duration::from_secs(10);
+    let budget = Budget { growth_bytes_max: u64::MAX, run_time, ..Budget::default() };
     let report = trial(stressed(Stress::Leak { mebibytes: 5.0 }), &budget);
     let [Finding::MemoryGrew { grown_bytes, budget_bytes, .. }] = report.findings[..] else {
         panic!("{report:?}");
