@@ -9,7 +9,7 @@ use leyline::wire::{KernelArtifactError, KernelArtifactReady, KernelPrefetchRequ
 use oona::attributes;
 use serde_json::Value;
 
-use crate::demand::{BuildRequest, Demand, WhyBuild};
+use crate::demand::{BuildRequest, WhyBuild};
 use crate::download::{KERNEL_EXECUTION, KERNEL_SIGNATURE, KERNEL_URL, SIGNATURE, kernel_url};
 use crate::error::{FetchError, Remedy};
 use crate::library::Library;
@@ -41,6 +41,9 @@ pub(crate) enum Decision {
     Ready(Arc<Record>),
     /// It cannot be had: the stable reason.
     Error(String),
+    /// There is a record, and its file is gone or corrupt; it was put into quarantine. The stable
+    /// reason, for whoever is not served by a rebuild.
+    Broken(&'static str),
     /// There is no record; somebody may build one.
     Missing,
 }
@@ -111,14 +114,9 @@ fn reference(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Decides, in the contract's order. An artifact that is gone or corrupt is put into quarantine and
-/// ordered anew; who asked learns what was found.
-pub(crate) async fn decide(
-    library: &Library,
-    demand: &Demand,
-    variants: &Variants,
-    want: &Want,
-) -> Decision {
+/// Decides, in the contract's order. An artifact that is gone or corrupt is put into quarantine; to
+/// order another is left to who asked.
+pub(crate) async fn decide(library: &Library, variants: &Variants, want: &Want) -> Decision {
     let found = if want.is_default() {
         library.find(&want.blueprint).await
     } else {
@@ -145,11 +143,10 @@ pub(crate) async fn decide(
     };
     match library.verify(&record).await {
         Ok(_) => Decision::Ready(Arc::new(record)),
+        Err(fault) if fault.remedy() == Remedy::Retry => Decision::Error(reason(&fault).to_owned()),
         Err(fault) => {
-            if fault.remedy() != Remedy::Retry {
-                replace(library, demand, &record, &fault).await;
-            }
-            Decision::Error(reason(&fault).to_owned())
+            withdraw(library, &record, &fault).await;
+            Decision::Broken(reason(&fault))
         }
     }
 }
@@ -165,23 +162,19 @@ const fn reason(fault: &FetchError) -> &'static str {
     }
 }
 
-/// Takes an artifact out of offer and orders another.
-pub(crate) async fn replace(
-    library: &Library,
-    demand: &Demand,
-    record: &Record,
-    fault: &FetchError,
-) {
-    let blueprint = &record.job.blueprint;
+/// Takes an artifact out of offer.
+pub(crate) async fn withdraw(library: &Library, record: &Record, fault: &FetchError) {
     if let Err(error) = library.quarantine(record, fault).await {
+        let blueprint = &record.job.blueprint;
         tracing::error!(%blueprint, error = &error as &dyn std::error::Error, "artifact not marked as quarantined");
     }
-    let order = BuildRequest {
+}
+
+/// The order for what takes the place of an artifact.
+pub(crate) fn rebuild(record: &Record) -> BuildRequest {
+    BuildRequest {
         parameters: record.job.parameters.clone(),
         site: Some(record.job.site.clone()),
-        ..BuildRequest::of(blueprint.clone(), WhyBuild::Rebuild)
-    };
-    if demand.place(order).is_none() {
-        tracing::warn!(%blueprint, "rebuild not ordered, the next request orders it");
+        ..BuildRequest::of(record.job.blueprint.clone(), WhyBuild::Rebuild)
     }
 }

@@ -238,12 +238,17 @@ struct Staged {
 fn read(from: &Path, root: &Path, bytes_max: u64) -> Result<Staged, ArchiveError> {
     let fault = |source| ArchiveError::File { path: from.to_owned(), source };
     let broken = |error: io::Error| refused(format!("it cannot be read to its end ({error})"));
+    // Before it is opened: a pipe would be waited for.
+    if !std::fs::metadata(from).map_err(fault)?.is_file() {
+        return Err(fault(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
+    }
     let file = File::open(from).map_err(fault)?;
     // Below the library's temporary files, which are cleared away should this process be killed.
     let directory = tempfile::Builder::new().prefix("import-").tempdir_in(root.join("tmp"));
     let directory = directory.map_err(fault)?;
     let mut archive = tar::Archive::new(io::BufReader::new(file));
-    let mut entries = archive.entries().map_err(broken)?;
+    // As they stand: an entry that renames the next, or spreads it, is one that no record wants.
+    let mut entries = archive.entries().map_err(broken)?.raw(true);
     let mut next = || entries.next().transpose().map_err(broken);
     let header = text(next()?, HEADER, HEADER_BYTES_MAX)?;
     let header: Value =

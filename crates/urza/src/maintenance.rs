@@ -7,12 +7,13 @@ use oona::{Heartbeat, Lease};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::answer::replace;
+use crate::answer::withdraw;
 use crate::collect::{CollectMode, Collected, Retention};
 use crate::demand::Demand;
 use crate::error::{LibraryError, Remedy};
 use crate::lease::{LeaseJudge, LeaseWatch};
 use crate::library::Library;
+use crate::rebuilds::Rebuilds;
 use crate::record::{Page, Record, RecordState};
 
 /// Settings of the maintenance worker. Defaults stand beside each field.
@@ -81,6 +82,7 @@ impl Maintenance {
         let (mut tidied, mut scrubbed) = (Instant::now(), Instant::now());
         let (mut collected, mut judge) =
             (Instant::now(), LeaseJudge::Watching(LeaseWatch::default()));
+        let mut rebuilds = Rebuilds::default();
         loop {
             self.heartbeat.beat(if self.lease.tenure().is_some() { "waiting" } else { "standby" });
             tokio::select! {
@@ -88,6 +90,7 @@ impl Maintenance {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(Heartbeat::INTERVAL) => {}
             }
+            rebuilds.look(&self.demand);
             if tidied.elapsed() >= self.config.tidy_interval {
                 self.library.expire_cache();
                 self.note_used().await;
@@ -105,7 +108,7 @@ impl Maintenance {
             // Whoever takes over scrubs when it would have been due here: no scrub is left out.
             let due = scrubbed.elapsed() >= self.config.scrub_interval;
             if due && self.lease.tenure().is_some() {
-                if let Err(error) = self.scrub(&stop).await {
+                if let Err(error) = self.scrub_into(&stop, &mut rebuilds).await {
                     tracing::warn!(error = &error as &dyn std::error::Error, "scrub broken off");
                 }
                 scrubbed = Instant::now();
@@ -151,11 +154,19 @@ impl Maintenance {
     }
 
     /// Hashes every active artifact, newest records last, until done, told to stop, or no longer the
-    /// one who does it.
+    /// one who does it. What is quarantined is ordered anew.
     ///
     /// # Errors
     /// [`LibraryError`] when the list cannot be read.
     pub async fn scrub(&self, stop: &CancellationToken) -> Result<Scrubbed, LibraryError> {
+        self.scrub_into(stop, &mut Rebuilds::default()).await
+    }
+
+    async fn scrub_into(
+        &self,
+        stop: &CancellationToken,
+        rebuilds: &mut Rebuilds,
+    ) -> Result<Scrubbed, LibraryError> {
         let mut found = Scrubbed::default();
         let mut page = Some(Page::FIRST);
         while let Some(wanted) = page {
@@ -166,7 +177,7 @@ impl Maintenance {
                 if stop.is_cancelled() || self.lease.tenure().is_none() {
                     return Ok(found);
                 }
-                self.scrub_one(record, &mut found).await;
+                self.scrub_one(record, &mut found, rebuilds).await;
             }
         }
         tracing::info!(
@@ -178,7 +189,7 @@ impl Maintenance {
         Ok(found)
     }
 
-    async fn scrub_one(&self, record: &Record, found: &mut Scrubbed) {
+    async fn scrub_one(&self, record: &Record, found: &mut Scrubbed, rebuilds: &mut Rebuilds) {
         // Hashing has a time-out of its own, so beating meanwhile hides nothing.
         match self.heartbeat.during("scrubbing", self.library.scrub(record)).await {
             Ok(_) => found.sound += 1,
@@ -187,7 +198,8 @@ impl Maintenance {
                 found.unreadable += 1;
             }
             Err(fault) => {
-                replace(&self.library, &self.demand, record, &fault).await;
+                withdraw(&self.library, record, &fault).await;
+                rebuilds.owe(record, &self.demand);
                 found.quarantined += 1;
             }
         }

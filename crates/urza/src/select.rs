@@ -59,6 +59,14 @@ pub struct TagError {
     pub tag: String,
 }
 
+/// Whether a text is a tag.
+///
+/// # Errors
+/// [`TagError`]
+pub fn check_tag(tag: &str) -> Result<(), TagError> {
+    folded(tag).map(drop)
+}
+
 /// How a tag is found: without regard to case.
 ///
 /// # Errors

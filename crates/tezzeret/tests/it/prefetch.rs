@@ -12,7 +12,7 @@ use oona::{ConsumerSpec, Heartbeat, Stream};
 use prometheus_client::registry::Registry;
 use tezzeret::{Config, Desk};
 use tokio_util::sync::CancellationToken;
-use urza::{PrefetchConfig, Prefetcher};
+use urza::{Demand, Maintenance, MaintenanceConfig, PrefetchConfig, Prefetcher};
 
 use crate::catalogue::Process;
 
@@ -56,6 +56,126 @@ async fn refusal(process: &Process) -> (String, String) {
     };
     delivery.ack().await.expect("the log is there");
     (error.request_id, error.reason)
+}
+
+/// A forge, a prefetch worker and a client on one embedded log.
+struct Service {
+    root: tempfile::TempDir,
+    process: Process,
+    demand: Demand,
+}
+
+impl Service {
+    async fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (desk, demand, handle) = Desk::open();
+        let process = Process { desk, handle, ..Process::start(root.path()).await };
+        let groups = [
+            (Stream::KernelRequests, "weatherlight"),
+            (Stream::KernelReady, "client"),
+            (Stream::KernelErrors, "client"),
+        ];
+        process.bus.ensure_groups(&groups).await.unwrap();
+        Self { root, process, demand }
+    }
+
+    /// Runs forge and worker beside a client. The forge does what is ordered and nothing else.
+    async fn beside<T>(&self, client: impl Future<Output = T>) -> T {
+        let prefetcher = Prefetcher {
+            bus: self.process.bus.clone(),
+            library: self.process.library.clone(),
+            demand: self.demand.clone(),
+            variants: urza::Variants::none(),
+            // However busy the machine is.
+            config: PrefetchConfig { compiling_after: PATIENCE, ..PrefetchConfig::default() },
+            metrics: urza::Metrics::register(&mut Registry::default()),
+            heartbeat: Heartbeat::detached(),
+        };
+        let stop = CancellationToken::new();
+        let client = async {
+            let outcome = tokio::time::timeout(2 * PATIENCE, client).await.expect("in time");
+            stop.cancel();
+            outcome
+        };
+        let forge = self.process.forge(Config::default()).run_orders(stop.clone());
+        let (forged, served, outcome) = tokio::join!(forge, prefetcher.run(stop.clone()), client);
+        forged.unwrap();
+        served.unwrap();
+        outcome
+    }
+
+    fn quarantined(&self) -> usize {
+        std::fs::read_dir(self.root.path().join("artifacts/quarantine")).unwrap().count()
+    }
+}
+
+/// Other contents of the same length.
+fn flip(path: impl AsRef<std::path::Path>) {
+    let mut contents = std::fs::read(&path).unwrap();
+    let middle = contents.len() / 2;
+    contents[middle] ^= 1;
+    std::fs::write(path, contents).unwrap();
+}
+
+#[tokio::test]
+async fn a_corrupt_artifact_is_rebuilt_and_every_request_that_waits_is_answered() {
+    let service = Service::start().await;
+    let process = &service.process;
+    service
+        .beside(async {
+            let asked = request(process, "BP001").await;
+            let before = ready(process, &asked).await;
+            flip(&before.artifact_ref);
+            let (first, second) =
+                (request(process, "BP001").await, request(process, "BP001").await);
+            for asked in [first, second] {
+                let after = ready(process, &asked).await;
+                assert_eq!(after.checksum, before.checksum, "the same job gives the same bytes");
+                let digest: Digest = after.checksum.parse().unwrap();
+                Kernel::open(&after.artifact_ref, &digest).unwrap();
+            }
+            std::fs::remove_file(&before.artifact_ref).unwrap();
+            let asked = request(process, "BP001").await;
+            assert_eq!(ready(process, &asked).await.checksum, before.checksum);
+        })
+        .await;
+    assert_eq!(service.quarantined(), 1, "what was corrupt is kept, what was gone cannot be");
+}
+
+#[tokio::test]
+async fn what_a_scrub_finds_corrupt_is_back_without_a_request() {
+    let service = Service::start().await;
+    let process = &service.process;
+    let lease = process.bus.duty_at(Maintenance::LEASE, process.library.id());
+    let config =
+        MaintenanceConfig { scrub_interval: Duration::ZERO, ..MaintenanceConfig::default() };
+    let maintenance = Maintenance {
+        library: process.library.clone(),
+        demand: service.demand.clone(),
+        lease,
+        config,
+        heartbeat: Heartbeat::detached(),
+    };
+    let stop = CancellationToken::new();
+    let client = async {
+        let asked = request(process, "BP001").await;
+        let before = ready(process, &asked).await;
+        let mut changes = process.library.changes();
+        changes.mark_unchanged();
+        flip(&before.artifact_ref);
+        let maintaining = maintenance.run(stop.clone());
+        let waiting = async {
+            changes.changed().await.expect("the library stands");
+            stop.cancel();
+        };
+        let (maintained, ()) = tokio::join!(maintaining, waiting);
+        maintained.unwrap();
+        let record = process.library.find(&"BP001".into()).await.unwrap().expect("it is back");
+        assert_eq!(record.digest.to_hex(), before.checksum);
+        process.library.verify(&record).await.unwrap();
+    };
+    service.beside(client).await;
+    assert_eq!(service.quarantined(), 1);
 }
 
 #[tokio::test]

@@ -31,6 +31,10 @@ use crate::metrics::Metrics;
 /// Answers that go out in one step.
 const BATCH_MAX: usize = 256;
 
+/// Rebuilds ordered for the same requests, one after the other. An order may join a build whose artifact was stored, and
+/// found corrupt, a moment ago: then another is due. What is broken each time stays broken.
+const REBUILDS_MAX: u32 = 3;
+
 /// What came of one look into the library; or the panic that ended it.
 pub(super) type Looked = (Want, Result<Decision, Box<dyn Any + Send>>);
 type Built = (Want, Option<BuildAnswer>);
@@ -40,7 +44,7 @@ type Built = (Want, Option<BuildAnswer>);
 struct Waiting {
     held: Held,
     rank: Rank,
-    /// When it is told that the kernel is being compiled.
+    /// When it is told that the kernel is being compiled, or was corrupt.
     until: Instant,
 }
 
@@ -54,8 +58,12 @@ impl Waiting {
 #[derive(Debug, Default)]
 struct Group {
     requests: BTreeMap<u64, Waiting>,
-    /// The build has ended: what a look finds missing now will not come.
+    /// The build has ended: the next look is the last.
+    is_built: bool,
+    /// The look under way began after the build had ended: what it finds missing will not come.
     is_last_look: bool,
+    /// Builds that have ended and left it missing.
+    rebuilds: u32,
 }
 
 /// A build that was ordered.
@@ -166,7 +174,7 @@ impl Desk {
                 self.drop_foreign(receipt);
                 continue;
             };
-            let mut held = Held { request, receipt, spare, received_at, step };
+            let mut held = Held { request, receipt, spare, received_at, broken: None, step };
             held.step.set("urza.blueprint", held.request.blueprint_id.as_str());
             match read {
                 Ok(asked) => {
@@ -247,6 +255,9 @@ impl Desk {
             }
             return;
         }
+        if let Some(group) = self.groups.get_mut(&want) {
+            group.is_last_look = group.is_built;
+        }
         let mut look = look(self.shop.clone(), want.clone());
         match look.as_mut().now_or_never() {
             Some(looked) => self.looked(looked),
@@ -284,13 +295,14 @@ impl Desk {
             Ok(Decision::Error(reason)) => {
                 self.resolve(&want, |held| Answer::error(&held.request, &reason));
             }
-            Ok(Decision::Missing) => {
-                if self.groups.get(&want).is_some_and(|group| group.is_last_look) {
-                    self.resolve(&want, |held| Answer::error(&held.request, MISSING_ARTIFACT));
-                } else {
-                    self.order(&want);
+            Ok(Decision::Broken(reason)) => {
+                let Some(group) = self.groups.get_mut(&want) else { return };
+                for waiting in group.requests.values_mut() {
+                    waiting.held.broken.get_or_insert(reason);
                 }
+                self.not_there(&want);
             }
+            Ok(Decision::Missing) => self.not_there(&want),
             Err(panic) => {
                 let held = self.release(&want);
                 let spares = held.into_iter().map(|held| held.spare).collect();
@@ -299,6 +311,29 @@ impl Desk {
                     0
                 }));
             }
+        }
+    }
+
+    /// Has it built, where that may help.
+    fn not_there(&mut self, want: &Want) {
+        let Some(group) = self.groups.get_mut(want) else { return };
+        let is_broken = group.requests.values().any(|waiting| waiting.held.broken.is_some());
+        let why = if is_broken { WhyBuild::Rebuild } else { WhyBuild::Missing };
+        match (group.is_last_look, group.is_built) {
+            (false, false) => self.order(want, why),
+            // The look began before the build had ended.
+            (false, true) => {
+                let rank = group.rank();
+                if let Some(rank) = rank {
+                    self.look(want.clone(), rank);
+                }
+            }
+            (true, _) if is_broken && group.rebuilds + 1 < REBUILDS_MAX => {
+                group.rebuilds += 1;
+                (group.is_built, group.is_last_look) = (false, false);
+                self.order(want, why);
+            }
+            (true, _) => self.refuse(want, MISSING_ARTIFACT),
         }
     }
 
@@ -361,7 +396,7 @@ impl Desk {
 
     /// Orders a build, one at a time for a want. An order that finds no room is given again at the
     /// next tick. Where too many wait already, nobody is kept waiting.
-    fn order(&mut self, want: &Want) {
+    fn order(&mut self, want: &Want, why: WhyBuild) {
         let Some(group) = self.groups.get(want) else { return };
         if !self.orders.contains_key(want) {
             let Some(rank) = group.rank() else { return };
@@ -377,7 +412,7 @@ impl Desk {
                 priority: rank.priority,
                 deadline_ms,
                 trace,
-                ..BuildRequest::of(want.blueprint.clone(), WhyBuild::Missing)
+                ..BuildRequest::of(want.blueprint.clone(), why)
             };
             if let Some(placed) = self.shop.demand.place(request) {
                 self.orders.insert(want.clone(), Order { at: Instant::now() });
@@ -387,11 +422,14 @@ impl Desk {
         }
         if self.waiting_len > self.config.waiting_max {
             let (reason, after) = self.told_to_wait(want);
-            self.resolve(want, |held| Answer::later(&held.request, reason, after));
+            self.resolve(want, |held| {
+                Answer::later(&held.request, held.broken.unwrap_or(reason), after)
+            });
         }
     }
 
-    /// What somebody is told whose kernel is not there yet.
+    /// What somebody is told whose kernel is not there yet, unless a corrupt one was: then that is
+    /// the reason.
     fn told_to_wait(&self, want: &Want) -> (&'static str, Duration) {
         match self.orders.get(want) {
             Some(order) => (COMPILING, self.estimate.left(order.at.elapsed())),
@@ -410,7 +448,7 @@ impl Desk {
                     self.estimate.observe(order.at.elapsed());
                 }
                 let Some(group) = self.groups.get_mut(&want) else { return };
-                group.is_last_look = true;
+                group.is_built = true;
                 let rank = group.rank();
                 if let Some(rank) = rank {
                     self.look(want, rank);
@@ -421,14 +459,15 @@ impl Desk {
             Some(BuildAnswer::Unknown) => self.refuse(&want, MISSING_ARTIFACT),
             Some(BuildAnswer::Refused { reason }) => self.refuse(&want, &reason),
             Some(BuildAnswer::Failed { reason }) => {
-                tracing::warn!(%want, %reason, "build failed, requests answered as missing");
+                tracing::warn!(%want, %reason, "build failed, requests answered as missing or corrupt");
                 self.refuse(&want, MISSING_ARTIFACT);
             }
         }
     }
 
+    /// Nothing will be built. Who waits in place of a corrupt artifact learns that it was one.
     fn refuse(&mut self, want: &Want, reason: &str) {
-        self.resolve(want, |held| Answer::error(&held.request, reason));
+        self.resolve(want, |held| Answer::error(&held.request, held.broken.unwrap_or(reason)));
     }
 
     /// Answers who has waited long enough.
@@ -451,7 +490,7 @@ impl Desk {
                 Answer::error(&held.request, DEADLINE_EXCEEDED)
             } else {
                 let (reason, after) = self.told_to_wait(&want);
-                Answer::later(&held.request, reason, after)
+                Answer::later(&held.request, held.broken.unwrap_or(reason), after)
             };
             self.answers.push(Outgoing { held, answer });
         }
@@ -481,7 +520,7 @@ impl Group {
 /// One look. A panic in it fails the requests that wait for it, and nothing else.
 fn look(shop: Shop, want: Want) -> BoxFuture<'static, Looked> {
     Box::pin(async move {
-        let deciding = answer::decide(&shop.library, &shop.demand, &shop.variants, &want);
+        let deciding = answer::decide(&shop.library, &shop.variants, &want);
         let deciding = shop.heartbeat.over("looking", &want, deciding);
         let decision = AssertUnwindSafe(deciding).catch_unwind().await;
         (want, decision)

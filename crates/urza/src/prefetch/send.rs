@@ -29,6 +29,9 @@ pub(super) struct Held {
     pub(super) receipt: Receipt,
     pub(super) spare: Spare,
     pub(super) received_at: Instant,
+    /// Why it was not ready when it was looked for: its artifact was gone or corrupt, by this stable reason. It waits
+    /// for another.
+    pub(super) broken: Option<&'static str>,
     /// The step of serving it, from its arrival to its answer.
     pub(super) step: Span,
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use oona::Heartbeat;
 use tokio_util::sync::CancellationToken;
-use urza::{Demand, Maintenance, MaintenanceConfig, Scrubbed, WhyBuild};
+use urza::{
+    BuildAnswer, Demand, Maintenance, MaintenanceConfig, Page, RecordState, Scrubbed, WhyBuild,
+};
 
 use crate::support::{Fixture, artifact, bus, count, fixture};
 
@@ -40,6 +42,51 @@ async fn a_scrub_finds_what_verification_took_for_granted() {
     assert!(sound.path.exists());
     let again = worker.scrub(&CancellationToken::new()).await.unwrap();
     assert_eq!(again, Scrubbed { sound: 1, ..Scrubbed::default() });
+}
+
+/// A builder that is away, or gives an order back, is asked again until it answers.
+#[tokio::test]
+async fn what_a_scrub_has_quarantined_is_ordered_until_it_is_answered() {
+    let f = fixture().await;
+    let record = f.library.store(artifact("BP001", b"rotten")).await.unwrap();
+    fs::write(&record.path, b"ROTTEN").unwrap();
+    let (demand, mut orders) = Demand::channel();
+    // No room for another order, as while the forge is started again.
+    while demand.order(&"BP009".into(), WhyBuild::Missing).is_some() {}
+    let config =
+        MaintenanceConfig { scrub_interval: Duration::ZERO, ..MaintenanceConfig::default() };
+    let stop = CancellationToken::new();
+    let working = async {
+        while !matches!(
+            f.library.list(Page::FIRST).await.unwrap()[0].state,
+            RecordState::Quarantined { .. }
+        ) {
+            tokio::task::yield_now().await;
+        }
+        let mut dropped = 0;
+        loop {
+            let order = orders.recv().await.unwrap();
+            if order.request.why == WhyBuild::Missing {
+                continue;
+            }
+            assert_eq!(order.request.blueprint.as_str(), "BP001");
+            assert_eq!(order.request.site.as_deref(), Some("vector[32]"));
+            if dropped == 0 {
+                dropped += 1;
+                continue;
+            }
+            let rebuilt = f.library.store(artifact("BP001", b"rotten")).await.unwrap();
+            assert_eq!(rebuilt.digest, record.digest);
+            order.answer.send(BuildAnswer::Built(Box::new(rebuilt))).unwrap();
+            break;
+        }
+        stop.cancel();
+    };
+    let worker = maintenance(&f, demand.clone(), config).await;
+    let both = async { tokio::join!(worker.run(stop.clone()), working) };
+    let (ended, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
+    ended.unwrap();
+    f.library.verify(&record).await.unwrap();
 }
 
 #[tokio::test]

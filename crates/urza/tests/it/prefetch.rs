@@ -56,14 +56,19 @@ async fn an_unknown_blueprint_is_missing_at_once() {
 }
 
 /// Rows 2 and 3 of the decision table; weakness 31: nothing is deleted, and a rebuild is ordered.
+/// What is not rebuilt in time is answered with the reason, and with when to ask again.
 async fn check_broken(break_it: fn(&std::path::Path), reason: &str, quarantined: usize) {
     let mut s = service().await;
+    s.config.compiling_after = Duration::from_millis(300);
     let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
     break_it(&record.path);
     let (demand, mut orders) = Demand::channel();
     s.serve(demand, async |s| {
         s.ask("r1", "BP001").await;
-        assert_eq!(s.error().await.reason, reason);
+        let (error, attributes) = s.error_with_attributes().await;
+        assert_eq!(error.reason, reason);
+        let retry_after_ms: u64 = attributes["retry-after-ms"].parse().unwrap();
+        assert!((250..=30_000).contains(&retry_after_ms), "{retry_after_ms}");
         let order = orders.recv().await.unwrap();
         assert_eq!(
             (order.request.blueprint.as_str(), order.request.why),
@@ -86,6 +91,127 @@ async fn a_file_that_is_gone_is_not_found_and_rebuilt() {
 #[tokio::test]
 async fn a_file_that_changed_is_a_mismatch_and_rebuilt() {
     check_broken(|path| fs::write(path, b"KERNEL").unwrap(), "checksum_mismatch", 1).await;
+}
+
+fn remove(path: &std::path::Path) {
+    fs::remove_file(path).unwrap();
+}
+
+fn corrupt(path: &std::path::Path) {
+    fs::write(path, b"KERNEL").unwrap();
+}
+
+/// Whoever finds the damage waits like everybody after: all are answered when the artifact is back.
+#[tokio::test]
+async fn requests_for_a_broken_artifact_are_answered_when_it_is_back() {
+    for break_it in [remove, corrupt] {
+        let mut s = service().await;
+        let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+        break_it(&record.path);
+        let (demand, mut orders) = Demand::channel();
+        s.serve(demand, async |s| {
+            s.ask("first", "BP001").await;
+            let order = orders.recv().await.unwrap();
+            assert_eq!(order.request.why, WhyBuild::Rebuild);
+            assert!(!record.path.exists(), "nobody is handed what is corrupt");
+            s.ask("second", "BP001").await;
+            let rebuilt = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+            drop(order.answer.send(BuildAnswer::Built(Box::new(rebuilt))));
+            let mut answered = Vec::new();
+            for _ in 0..2 {
+                let ready = s.ready().await;
+                assert_eq!(ready.checksum, record.digest.to_hex());
+                answered.push(ready.request_id);
+            }
+            answered.sort();
+            assert_eq!(answered, ["first", "second"]);
+            assert!(orders.try_recv().is_err(), "one order for both");
+        })
+        .await;
+        assert_eq!(s.fixture.metric("urza.prefetch.errors"), 0.0);
+    }
+}
+
+/// The reason is told by what was found, whatever keeps the rebuild away; a deadline of one's own goes first.
+#[tokio::test]
+async fn a_rebuild_that_does_not_happen_is_answered_with_what_was_found() {
+    let failed = || BuildAnswer::Failed { reason: "no room".to_owned() };
+    let refused = || BuildAnswer::Refused { reason: "incompatible".to_owned() };
+    let answers: [fn() -> BuildAnswer; 3] = [failed, refused, || BuildAnswer::Unknown];
+    for answer in answers {
+        let mut s = service().await;
+        let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+        corrupt(&record.path);
+        let (demand, mut orders) = Demand::channel();
+        s.serve(demand, async |s| {
+            s.ask("r1", "BP001").await;
+            drop(orders.recv().await.unwrap().answer.send(answer()));
+            assert_eq!(s.error().await.reason, "checksum_mismatch");
+        })
+        .await;
+    }
+    let mut s = service().await;
+    let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    remove(&record.path);
+    s.serve(Demand::nobody(), async |s| {
+        s.ask("r1", "BP001").await;
+        assert_eq!(s.error().await.reason, "artifact_not_found");
+    })
+    .await;
+    let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    corrupt(&record.path);
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask_with("r2", "BP001", &[("kernel-deadline-ms", "300")]).await;
+        let _unanswered = orders.recv().await.unwrap();
+        assert_eq!(s.error().await.reason, "deadline_exceeded");
+    })
+    .await;
+}
+
+/// A rebuild that comes out broken is no reason to build for ever.
+#[tokio::test]
+async fn a_rebuild_that_is_broken_as_well_is_said_so() {
+    let mut s = service().await;
+    let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    corrupt(&record.path);
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask("r1", "BP001").await;
+        // Of a process that shares the catalogue, and by mistake not the directory.
+        let artifact_dir = s.fixture.dir.path().join("elsewhere");
+        let config = Config { artifact_dir, ..s.fixture.config.clone() };
+        let elsewhere = Library::open(config, s.fixture.metrics.clone()).await.unwrap();
+        let rebuilt = elsewhere.store(artifact("BP001", b"kernel")).await.unwrap();
+        for _ in 0..3 {
+            let order = orders.recv().await.unwrap();
+            drop(order.answer.send(BuildAnswer::Built(Box::new(rebuilt.clone()))));
+        }
+        assert_eq!(s.error().await.reason, "checksum_mismatch");
+        assert!(orders.try_recv().is_err());
+    })
+    .await;
+}
+
+/// As with a request that comes between the store of an artifact and the end of its build: the order joins a build that
+/// brings nothing any more, and another is due.
+#[tokio::test]
+async fn an_order_that_joined_an_earlier_build_is_given_again() {
+    let mut s = service().await;
+    let record = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+    corrupt(&record.path);
+    let (demand, mut orders) = Demand::channel();
+    s.serve(demand, async |s| {
+        s.ask("r1", "BP001").await;
+        let joined = orders.recv().await.unwrap();
+        drop(joined.answer.send(BuildAnswer::Built(Box::new(record.clone()))));
+        let order = orders.recv().await.unwrap();
+        assert_eq!(order.request.why, WhyBuild::Rebuild);
+        let rebuilt = s.fixture.library.store(artifact("BP001", b"kernel")).await.unwrap();
+        drop(order.answer.send(BuildAnswer::Built(Box::new(rebuilt))));
+        assert_eq!(s.ready().await.checksum, record.digest.to_hex());
+    })
+    .await;
 }
 
 #[tokio::test]

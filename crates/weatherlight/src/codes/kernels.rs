@@ -96,9 +96,9 @@ pub(super) const CODES: &[Code] = &[
         Kernel,
         "artifact_not_found",
         "The record stands, the file does not",
-        "The kernel was taken out of offer and a rebuild was ordered.",
+        "The kernel was taken out of offer, a rebuild was ordered, and it was not back in the time that a request waits (URZA_COMPILING_AFTER_MS).",
         "Somebody removed files from URZA_ARTIFACT_DIR, or it is another directory than before.",
-        "Ask again in some seconds. If it repeats, check that URZA_ARTIFACT_DIR is the same at every start and is not cleaned by others.",
+        "Ask again after the answer's `retry-after-ms`. If it repeats, or the answer has none, look for `compiling failed for good` in the log and check that URZA_ARTIFACT_DIR is the same at every start and is not cleaned by others.",
     ),
     row(
         Kernel,
@@ -120,9 +120,9 @@ pub(super) const CODES: &[Code] = &[
         Kernel,
         "checksum_mismatch",
         "The file is not what its record says",
-        "The artifact was put into quarantine, a rebuild was ordered, and nobody got the corrupt bytes.",
+        "The artifact was put into quarantine, nobody got the corrupt bytes, a rebuild was ordered, and it was not back in the time that a request waits (URZA_COMPILING_AFTER_MS).",
         "A damaged disk, or somebody wrote to the file.",
-        "Ask again in some seconds. If it repeats, check the disk.",
+        "Ask again after the answer's `retry-after-ms`. If it repeats, check the disk; if the answer has none, look for `compiling failed for good` in the log.",
     ),
     row(
         Kernel,

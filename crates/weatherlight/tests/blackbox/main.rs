@@ -4,8 +4,10 @@
 
 mod forge;
 mod kill_points;
+mod library;
 mod operations;
 mod operator;
+mod rebuild;
 mod redis;
 mod replicas;
 mod rotation;

@@ -36,7 +36,7 @@ Examples:
   weatherlight kernels build BP009 --detach       leave it to the service on this library
 
 Exit codes: 0 all are in the library (or queued, with --detach), 2 the command line cannot be read, 69 library
-or queue cannot be used, 70 a blueprint was given up, 78 no such blueprint, parameter or site, 130 Ctrl-C.";
+or queue cannot be used, 70 a blueprint was given up, 78 no such blueprint, parameter or site, or they do not fit, 130 Ctrl-C.";
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -94,10 +94,25 @@ fn jobs(options: &Options, config: &tezzeret::Config) -> Result<Vec<Job>, Failur
         let mut parameters = blueprint.midpoints();
         given.iter().for_each(|(name, value)| parameters.insert(name.clone(), *value));
         let site = options.site.unwrap_or(config.site);
-        Job::with(blueprint, parameters, site, config)
-            .map_err(|fault| Failure::configuration(fault.to_string()))
+        let job = Job::with(blueprint, parameters, site, config)
+            .map_err(|fault| Failure::configuration(fault.to_string()))?;
+        // What cannot be built would wait in the queue to fail there for good.
+        fits(&job)?;
+        Ok(job)
     };
     select(&options.blueprints, &config.catalogue)?.into_iter().map(job).collect()
+}
+
+fn fits(job: &Job) -> Result<(), Failure> {
+    let blueprint = job.blueprint();
+    if !blueprint.graftable() {
+        let id = blueprint.id();
+        return Err(Failure::configuration(format!(
+            "{id} is built in quarantine only; `weatherlight kernels quarantine {id}` tries it"
+        )));
+    }
+    let checked = karn::check(blueprint, job.parameters(), job.site());
+    checked.map(drop).map_err(|fault| Failure::configuration(fault.full_text()))
 }
 
 fn select(names: &[String], catalogue: &Catalogue) -> Result<Vec<&'static Blueprint>, Failure> {

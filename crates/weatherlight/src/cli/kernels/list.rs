@@ -1,6 +1,7 @@
 //! `weatherlight kernels list`: what the library holds.
 
 use clap::Args;
+use leyline::ids::BlueprintId;
 use serde_json::{Value, json};
 use urza::{Filter, Library, Page, Record, RecordState, StateFilter};
 
@@ -47,11 +48,18 @@ enum State {
     Quarantined,
 }
 
+/// A blueprint's id as it is spelt: ours are found in any case, those of users are what they are.
+pub(super) fn blueprint(name: &str) -> BlueprintId {
+    let upper = name.to_ascii_uppercase();
+    let is_ours = karn::find(&upper.as_str().into()).is_some();
+    if is_ours { upper.into() } else { name.into() }
+}
+
 impl Wanted {
     pub(super) fn filter(&self) -> Filter {
         use leyline::wire::BlueprintTier;
         Filter {
-            blueprint: self.blueprint.as_ref().map(|id| id.to_ascii_uppercase().into()),
+            blueprint: self.blueprint.as_deref().map(blueprint),
             site: self.site.clone(),
             tag: self.tag.clone(),
             tier: self.tier.map(|tier| match tier {

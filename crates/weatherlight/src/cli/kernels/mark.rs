@@ -70,6 +70,10 @@ fn done(library_says: &str, digest: &kernel::Digest, as_json: bool) {
 pub(super) async fn tag(settings: &EsperSettings, tag: &Tag, as_json: bool) -> Result<u8, Failure> {
     let library: Library = open(settings).await?;
     let record = show::named(&library, &tag.kernel).await?;
+    // All of them first: nothing is half done.
+    for name in tag.tags.iter().chain(&tag.remove) {
+        urza::check_tag(name).map_err(|error| Failure::data(&error))?;
+    }
     for name in &tag.tags {
         library.add_tag(&record, name).await.map_err(failure)?;
     }
@@ -80,7 +84,13 @@ pub(super) async fn tag(settings: &EsperSettings, tag: &Tag, as_json: bool) -> R
     let tags = tags.map_err(|error| Failure::unavailable_because(&error))?;
     library.close().await;
     let tags: Vec<String> = tags.into_values().flatten().collect();
-    done(&format!("tagged: {}", tags.join(", ")), &record.digest, as_json);
+    if as_json {
+        let digest = record.digest.to_hex();
+        table::print_json(&json!({ "checksum": digest, "outcome": "tagged", "tags": tags }));
+    } else {
+        let tags = if tags.is_empty() { "-".to_owned() } else { tags.join(", ") };
+        done(&format!("tagged: {tags}"), &record.digest, as_json);
+    }
     Ok(0)
 }
 
@@ -104,13 +114,16 @@ pub(super) async fn lease(
     let record = show::named(&library, &lease.kernel).await?;
     let outcome = if lease.release {
         let released = library.release(Some(&record.digest), &lease.holder).await;
-        released.map(drop).map_err(StoreError::from)
+        // Giving back twice is no fault, and is said so.
+        let told = |released| if released > 0 { "released" } else { "was not leased" };
+        released.map(told).map_err(StoreError::from)
     } else {
         let ttl = Duration::from_secs(lease.seconds);
-        library.lease(&record.digest, &lease.holder, &lease.purpose, ttl).await
+        let leased = library.lease(&record.digest, &lease.holder, &lease.purpose, ttl).await;
+        leased.map(|()| "leased")
     };
-    outcome.map_err(failure)?;
+    let outcome = outcome.map_err(failure)?;
     library.close().await;
-    done(if lease.release { "released" } else { "leased" }, &record.digest, as_json);
+    done(outcome, &record.digest, as_json);
     Ok(0)
 }

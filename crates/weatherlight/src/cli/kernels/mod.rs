@@ -19,6 +19,7 @@ use urza::Library;
 
 use super::failure::Failure;
 use super::{Global, block_on};
+use crate::blueprints::Blueprints;
 use crate::service::AllMetrics;
 use crate::settings::EsperSettings;
 use crate::wiring;
@@ -43,12 +44,12 @@ pub enum Command {
     },
     /// Hash kernels and compare with their records
     #[command(
-        after_help = "Examples:\n  weatherlight kernels verify\n  weatherlight kernels verify 3fa9c1d2 --repair\n\nExit codes: 0 all sound, 1 some are not, 65 no such kernel, 69 the library cannot be reached."
+        after_help = "Examples:\n  weatherlight kernels verify\n  weatherlight kernels verify 3fa9c1d2 --repair\n\nExit codes: 0 all sound, 1 some are not, 65 no such kernel, 69 the library or the forge's queue cannot be used."
     )]
     Verify {
         /// Starts of digests, ids, or blueprints [default: every active kernel]
         kernels: Vec<String>,
-        /// Put what is not sound into quarantine, so that the forge builds it again
+        /// Put what is not sound into quarantine, and order it from the forge of the service on this library
         #[arg(long)]
         repair: bool,
     },
@@ -133,7 +134,11 @@ pub(super) fn run(global: &Global, command: &Command) -> Result<u8, Failure> {
         Command::Pin(pin) => block_on(mark::pin(&settings, pin, global.json))?,
         Command::Lease(lease) => block_on(mark::lease(&settings, lease, global.json))?,
         Command::Migrate { to } => block_on(migrate::run(&settings, *to, global.json))?,
-        Command::Quarantine(options) => quarantine::run(options, global.json),
+        Command::Quarantine(options) => {
+            let blueprints = Blueprints::load(&settings)
+                .map_err(|faults| Failure::configuration(faults.to_string()))?;
+            quarantine::run(&blueprints.catalogue, options, global.json)
+        }
         Command::Build(options) => build::run(&settings, options, global.json),
         Command::Bench(arguments) => bench::run(global, arguments),
     }

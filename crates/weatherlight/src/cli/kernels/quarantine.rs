@@ -1,12 +1,12 @@
 //! `weatherlight kernels quarantine`: one blueprint tried in quarantine, here and now. Nothing is stored.
 
-use karn::{Blueprint, Parameters, Site};
+use karn::{Blueprint, Catalogue, Parameters, Site};
 use kernel::quarantine::{Budget, QuarantineError, Report, Subject};
-use leyline::ids::BlueprintId;
 use serde_json::json;
 
 use super::super::failure::Failure;
 use super::super::table;
+use super::list;
 
 /// Exit code when something was found.
 const CAUGHT: u8 = 1;
@@ -32,10 +32,12 @@ fn parameter(text: &str) -> Result<(String, f64), String> {
     Ok((name.to_owned(), value))
 }
 
-pub(super) fn run(options: &Options, as_json: bool) -> Result<u8, Failure> {
-    let id = BlueprintId::from(options.blueprint.to_ascii_uppercase());
-    let blueprint = karn::find(&id).ok_or_else(|| {
-        Failure::usage(format!("there is no blueprint {id}; see docs/blueprints.md"))
+pub(super) fn run(catalogue: &Catalogue, options: &Options, as_json: bool) -> Result<u8, Failure> {
+    let id = list::blueprint(&options.blueprint);
+    let blueprint = catalogue.find(&id).ok_or_else(|| {
+        Failure::usage(format!(
+            "there is no blueprint {id}; `weatherlight blueprints list` names them"
+        ))
     })?;
     let mut parameters = blueprint.midpoints();
     for (name, value) in &options.parameters {
@@ -108,15 +110,19 @@ mod tests {
 
     #[test]
     fn sound_is_0_and_caught_is_1() {
-        assert_eq!(run(&options("bp001", &[]), true), Ok(0));
-        assert_eq!(run(&options("BP043", &[("scale", 5.0)]), false), Ok(CAUGHT));
+        assert_eq!(run(&Catalogue::built_in(), &options("bp001", &[]), true), Ok(0));
+        assert_eq!(
+            run(&Catalogue::built_in(), &options("BP043", &[("scale", 5.0)]), false),
+            Ok(CAUGHT)
+        );
     }
 
     #[test]
     fn what_cannot_be_tried_says_why() {
-        let unknown = run(&options("BP999", &[]), false).unwrap_err();
+        let unknown = run(&Catalogue::built_in(), &options("BP999", &[]), false).unwrap_err();
         assert!(unknown.to_string().contains("BP999"), "{unknown}");
-        let beyond = run(&options("BP043", &[("scale", 21.0)]), false).unwrap_err();
+        let beyond =
+            run(&Catalogue::built_in(), &options("BP043", &[("scale", 21.0)]), false).unwrap_err();
         assert!(beyond.is_data() && beyond.to_string().contains("from 5 to 20"), "{beyond}");
         assert!(parameter("scale").is_err() && parameter("scale=x").is_err());
         assert_eq!(parameter("scale=7"), Ok(("scale".to_owned(), 7.0)));

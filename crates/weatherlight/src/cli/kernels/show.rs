@@ -1,48 +1,87 @@
 //! `weatherlight kernels show`: all that is known of one kernel.
 
+use std::collections::BTreeSet;
+
+use leyline::ids::BlueprintId;
 use serde_json::{Value, json};
 use urza::{Filter, Library, Page, Record, RecordId};
 
 use super::super::failure::Failure;
 use super::super::table;
-use super::{as_json, open};
+use super::{as_json, list, open};
 use crate::settings::EsperSettings;
 
-/// Finds the one kernel that a person names: by the start of its digest, its row, or a blueprint (the one it is served
-/// with).
+/// Digits that name a kernel by its digest at the least: fewer may name another one tomorrow.
+const DIGEST_START_LEN: usize = 4;
+
+/// Finds the one kernel that a person names: by a blueprint (the one it is served with), its row, or the start of its
+/// digest.
 pub(super) async fn named(library: &Library, name: &str) -> Result<Record, Failure> {
     let away = |error: urza::LibraryError| Failure::unavailable_because(&error);
-    let is_blueprint = name.to_ascii_uppercase().starts_with("BP");
-    if is_blueprint {
-        let found = library.find(&name.to_ascii_uppercase().into()).await.map_err(away)?;
-        return found.ok_or_else(|| Failure::unusable(format!("there is no kernel of {name}")));
+    let blueprint = list::blueprint(name);
+    if let Some(record) = library.find(&blueprint).await.map_err(away)? {
+        return Ok(record);
     }
-    // A short number is a row: digests are named by more than that, lest they name another one tomorrow.
-    if name.len() < 8
-        && let Ok(id) = name.parse::<RecordId>()
-    {
-        let found = library.by_id(id).await.map_err(away)?;
-        return found
-            .ok_or_else(|| Failure::unusable(format!("there is no kernel with id {name}")));
-    }
-    let is_digest = (4..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit());
-    if !is_digest {
-        return Err(Failure::unusable(format!(
-            "{name:?} names no kernel; use the start of its digest (4 or more hex digits), its id, or a blueprint"
-        )));
-    }
-    let filter = Filter { digest: Some(name.to_owned()), ..Filter::default() };
-    let found = library.select(&filter, Page { after: None, limit: 100 }).await.map_err(away)?;
-    let Some(newest) = found.last() else {
-        return Err(Failure::unusable(format!("no kernel's digest begins with {name}")));
+    let row = match name.parse::<RecordId>() {
+        Ok(id) => library.by_id(id).await.map_err(away)?,
+        Err(_) => None,
     };
-    if found.iter().any(|other| other.digest != newest.digest) {
-        return Err(Failure::unusable(format!(
-            "the digests of {} kernels begin with {name}; give more of it",
-            found.len()
-        )));
+    let is_digest = (DIGEST_START_LEN..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let found = if is_digest {
+        let filter = Filter { digest: Some(name.to_owned()), ..Filter::default() };
+        library.select(&filter, Page { after: None, limit: 100 }).await.map_err(away)?
+    } else {
+        Vec::new()
+    };
+    match (row, found.last()) {
+        (Some(record), None) => Ok(record),
+        (Some(record), Some(newest)) if record.digest == newest.digest => Ok(record),
+        (Some(_), Some(_)) => Err(Failure::unusable(format!(
+            "{name} is the id of one kernel and begins the digest of another; give more of the digest"
+        ))),
+        (None, Some(newest)) => {
+            let digests: BTreeSet<_> = found.iter().map(|other| other.digest).collect();
+            if digests.len() > 1 {
+                return Err(Failure::unusable(format!(
+                    "the digests of {} kernels begin with {name}; give more of it",
+                    digests.len()
+                )));
+            }
+            Ok(newest.clone())
+        }
+        (None, None) if is_digest => {
+            Err(Failure::unusable(format!("no kernel's digest begins with {name}")))
+        }
+        (None, None) => Err(nothing(library, name, &blueprint).await.unwrap_or_else(away)),
     }
-    Ok(newest.clone())
+}
+
+/// Why a name that is no start of a digest names nothing.
+async fn nothing(
+    library: &Library,
+    name: &str,
+    blueprint: &BlueprintId,
+) -> Result<Failure, urza::LibraryError> {
+    if name.parse::<u64>().is_ok() {
+        return Ok(Failure::unusable(format!("there is no kernel with id {name}")));
+    }
+    let filter = Filter { blueprint: Some(blueprint.clone()), ..Filter::default() };
+    let others = !library.select(&filter, Page { after: None, limit: 1 }).await?.is_empty();
+    Ok(Failure::unusable(if others {
+        format!(
+            "there is no active default kernel of {blueprint}; `weatherlight kernels list --blueprint {blueprint}` \
+             shows its others, each of which its digest names"
+        )
+    } else if karn::find(blueprint).is_some() {
+        format!(
+            "there is no kernel of {blueprint}; `weatherlight kernels build {blueprint}` compiles it"
+        )
+    } else {
+        format!(
+            "{name:?} names no kernel; use the start of its digest (4 or more hex digits), its id, or a blueprint"
+        )
+    }))
 }
 
 pub(super) async fn run(settings: &EsperSettings, name: &str, json: bool) -> Result<u8, Failure> {
