@@ -165,6 +165,7 @@ impl Rig {
             prewarm_p50_ms: 0.1,
             prewarm_p95_ms: 0.2,
             kernel: Arc::new(kernel),
+            in_use: kasmina::InUse::default(),
         };
         let fetched = Fetched {
             step: None,

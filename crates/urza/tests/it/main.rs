@@ -7,6 +7,7 @@ mod archive;
 mod catalogue;
 mod collect;
 mod full;
+mod leases;
 mod library;
 mod maintenance;
 mod migrations;
