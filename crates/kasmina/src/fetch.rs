@@ -12,6 +12,8 @@ use kernel::{Digest, Execution};
 use leyline::ids::{BlueprintId, RequestId, SeedId};
 use oona::Span;
 
+use crate::renewal::InUse;
+
 /// Orders that may wait for the coordinator: one for each seed of an epoch, and more.
 pub const ORDERS_MAX: usize = 128;
 /// Results that may wait for the training thread, which looks at every step.
@@ -68,6 +70,8 @@ pub struct FetchedKernel {
     pub prewarm_p95_ms: f32,
     /// The opened artifact, shared and immutable; every seed makes an instance of its own of it.
     pub kernel: Arc<Kernel>,
+    /// Goes where the kernel goes; while it lives, the kernel's lease is renewed.
+    pub in_use: InUse,
 }
 
 /// Why a kernel could not be had.

@@ -26,6 +26,15 @@ pub(crate) enum FetchOutcome {
     Quarantined,
 }
 
+/// What became of a lease's renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum RenewalOutcome {
+    /// The library keeps the kernel.
+    Renewed,
+    /// It does not have it, or could not tell.
+    Failed,
+}
+
 /// Why a message of the answer streams was not for a pending request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(crate) enum Ignored {
@@ -57,6 +66,11 @@ struct FetchLabels {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RenewalLabels {
+    outcome: RenewalOutcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerdictLabels {
     verdict: VerdictLabel,
 }
@@ -83,6 +97,8 @@ pub struct Metrics {
     fetches: Family<FetchLabels, Counter>,
     ignored: Family<IgnoredLabels, Counter>,
     verdicts: Family<VerdictLabels, Counter>,
+    renewals: Family<RenewalLabels, Counter>,
+    pub(crate) leased: Gauge,
     pub(crate) fetch_seconds: Histogram,
     pub(crate) fetch_last_ms: Gauge<f64, AtomicU64>,
     pub(crate) fetch_retries: Counter,
@@ -103,6 +119,8 @@ impl Metrics {
             fetches: Family::default(),
             ignored: Family::default(),
             verdicts: Family::default(),
+            renewals: Family::default(),
+            leased: Gauge::default(),
             fetch_seconds: Histogram::new(exponential_buckets(100e-6, 3.0, 12)),
             fetch_last_ms: Gauge::default(),
             fetch_retries: Counter::default(),
@@ -132,6 +150,12 @@ impl Metrics {
             "Kernels tried in quarantine, by what was found first",
             m.verdicts,
         );
+        registry.register(
+            "lease_renewals",
+            "Leases of held kernels asked for again, by outcome",
+            m.renewals,
+        );
+        registry.register("leased", "Kernels held under a lease", m.leased);
         registry.register("kernel_fetch_seconds", "Order to kernel in hand", m.fetch_seconds);
         registry.register(
             "kernel_fetch_last_milliseconds",
@@ -168,6 +192,10 @@ impl Metrics {
         self.fetches.get_or_create(&FetchLabels { outcome }).inc();
     }
 
+    pub(crate) fn renewed(&self, outcome: RenewalOutcome) {
+        self.renewals.get_or_create(&RenewalLabels { outcome }).inc();
+    }
+
     pub(crate) fn ignored(&self, reason: Ignored) {
         self.ignored.get_or_create(&IgnoredLabels { reason }).inc();
     }
@@ -184,6 +212,17 @@ impl Metrics {
     /// Kernels attached that the interpreter runs.
     pub fn interpreted_total(&self) -> u64 {
         self.interpreter_fallbacks.get()
+    }
+
+    /// Leases that were renewed.
+    pub fn renewed_total(&self) -> u64 {
+        let outcome = RenewalOutcome::Renewed;
+        self.renewals.get_or_create(&RenewalLabels { outcome }).get()
+    }
+
+    /// Kernels held under a lease.
+    pub fn leased(&self) -> i64 {
+        self.leased.get()
     }
 
     /// Answers that were not for this trainer's pending requests.

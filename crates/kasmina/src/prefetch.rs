@@ -24,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 use urza::fetch::FetcherConfig;
 
 use crate::fetch::{FetchFailure, FetchOrder, Fetched, FetchedKernel, ORDERS_MAX, RESULTS_MAX};
-use crate::metrics::{FetchOutcome, Ignored, Metrics};
+use crate::metrics::{FetchOutcome, Ignored, Metrics, RenewalOutcome};
 use crate::obtain::Source;
 use crate::pending::{Match, Patience, Table, Verdict};
 use crate::quarantine::{Handling, Trials, handling};
+use crate::renewal::{InUse, Renewal, Renewals, Renewed};
 use crate::replies::{Answer, Beside, REPLIES_MAX, Reply};
 use crate::telemetry::SOURCE;
 
@@ -70,6 +71,7 @@ struct State {
     replies: mpsc::Receiver<Reply>,
     results: mpsc::Sender<Fetched>,
     table: Table,
+    renewals: Renewals,
     trials: Trials,
 }
 
@@ -84,6 +86,7 @@ impl PrefetchDesk {
             replies: replied,
             results: answers,
             table: Table::new(config.patience),
+            renewals: Renewals::default(),
             trials: Trials::default(),
         };
         let source = Source::new(config.fetcher, config.trusted);
@@ -123,8 +126,18 @@ enum Event {
 /// What came out of something started earlier.
 enum Progress {
     Published(RequestId, bool),
-    Opened(RequestId, Result<FetchedKernel, FetchFailure>, Span, oneshot::Sender<()>),
+    Opened(Opened),
     Tried(RequestId, FetchFailure),
+}
+
+/// A kernel, or why there is none, with the step and the answer that it ends.
+struct Opened {
+    request: RequestId,
+    result: Result<FetchedKernel, FetchFailure>,
+    /// For how long the library keeps it for this run.
+    lease: Option<Duration>,
+    step: Span,
+    done: oneshot::Sender<()>,
 }
 
 type Started = FuturesUnordered<BoxFuture<'static, Progress>>;
@@ -160,7 +173,9 @@ impl Prefetch {
                 Event::Tick => {}
             }
             self.ask_and_give_up(&mut state, &started);
+            self.renew(&mut state, &started);
             self.metrics.fetch_pending.set(state.table.len() as i64);
+            self.metrics.leased.set(state.renewals.len() as i64);
         }
     }
 
@@ -175,13 +190,31 @@ impl Prefetch {
                 self.confine(state, started, order);
                 continue;
             }
-            let (bus, run) = (self.bus.clone(), self.run.clone());
             let site = state.table.is_by_site(&order.request).then(|| site(&order.shape)).flatten();
-            started.push(Box::pin(async move {
-                let sent = publish(&bus, &run, &order, site.as_deref()).await;
-                Progress::Published(order.request, sent)
-            }));
+            let site = site.map(|site| (attributes::KERNEL_SITE, site));
+            let (request, blueprint) = (order.request, order.blueprint);
+            self.ask(started, Ask { request, blueprint, attributes: site.into_iter().collect() });
         }
+    }
+
+    /// Asks again for what is held under a lease, so that it is kept; for this very artifact, since another may have
+    /// taken its place. Nobody who waits for a kernel is served later for it.
+    fn renew(&self, state: &mut State, started: &Started) {
+        for Renewal { request, blueprint, digest } in state.renewals.take_due(Instant::now()) {
+            let attributes = vec![
+                (attributes::KERNEL_DIGEST, digest.to_hex()),
+                (attributes::KERNEL_PRIORITY, "low".to_owned()),
+            ];
+            self.ask(started, Ask { request, blueprint, attributes });
+        }
+    }
+
+    fn ask(&self, started: &Started, ask: Ask) {
+        let (bus, run) = (self.bus.clone(), self.run.clone());
+        started.push(Box::pin(async move {
+            let sent = publish(&bus, &run, &ask).await;
+            Progress::Published(ask.request, sent)
+        }));
     }
 
     /// What no host may see is not asked for: it is built and tried in quarantine, and that is its end.
@@ -211,7 +244,11 @@ impl Prefetch {
         done: oneshot::Sender<()>,
     ) {
         let request = RequestId::new(error.request_id.clone());
-        if self.is_awaited(state, &request, &error.blueprint_id) {
+        if state.renewals.awaits(&request, &error.blueprint_id) {
+            let failure = FetchFailure::from_reason(&error.reason, retry_after);
+            let renewed = state.renewals.refused(&request, &failure, Instant::now());
+            self.renewed(renewed, &request, &error.blueprint_id, &error.reason);
+        } else if self.is_awaited(state, &request, &error.blueprint_id) {
             self.failed(state, &request, FetchFailure::from_reason(&error.reason, retry_after));
         }
         // The consumer may have given up meanwhile; the answer then comes again, as a foreign one.
@@ -227,6 +264,13 @@ impl Prefetch {
         done: oneshot::Sender<()>,
     ) {
         let request = RequestId::new(ready.request_id.clone());
+        if state.renewals.awaits(&request, &ready.blueprint_id) {
+            let (checksum, now) = (&ready.checksum, Instant::now());
+            let renewed = state.renewals.answered(&request, checksum, beside.lease, now);
+            self.renewed(renewed, &request, &ready.blueprint_id, "another artifact was offered");
+            let _ = done.send(());
+            return;
+        }
         if !self.is_awaited(state, &request, &ready.blueprint_id) {
             let _ = done.send(());
             return;
@@ -240,6 +284,7 @@ impl Prefetch {
         }
         let source = self.desk.source.clone();
         let (trials, metrics) = (state.trials.clone(), self.metrics.clone());
+        let lease = beside.lease;
         started.push(Box::pin(async move {
             let began = Instant::now();
             let opening = obtain(source, order, ready, beside, ordered);
@@ -253,8 +298,24 @@ impl Prefetch {
                 Err(failure) => Err(failure),
             };
             step.set("kasmina.verify_ms", began.elapsed().as_secs_f64() * 1e3);
-            Progress::Opened(request, result, step, done)
+            Progress::Opened(Opened { request, result, lease, step, done })
         }));
+    }
+
+    /// Counts what became of a renewal. One that fails changes nothing here: the seed has its kernel.
+    fn renewed(&self, renewed: Renewed, request: &RequestId, blueprint: &str, reason: &str) {
+        self.metrics.renewed(match renewed {
+            Renewed::Yes => RenewalOutcome::Renewed,
+            Renewed::NoAndSaySo | Renewed::No => RenewalOutcome::Failed,
+        });
+        if renewed == Renewed::NoAndSaySo {
+            tracing::warn!(
+                %request,
+                blueprint,
+                reason,
+                "lease of an attached kernel not renewed, the seed keeps what it has"
+            );
+        }
     }
 
     fn is_awaited(&self, state: &State, request: &RequestId, blueprint: &str) -> bool {
@@ -276,25 +337,36 @@ impl Prefetch {
     fn progressed(&self, state: &mut State, progress: Progress) {
         match progress {
             Progress::Published(_, true) => {}
+            // A renewal that was not sent is not in the table; it is due again as one without an answer.
             Progress::Published(request, false) => {
                 self.failed(state, &request, FetchFailure::PublishRefused);
             }
-            Progress::Opened(request, Ok(kernel), step, done) => {
+            Progress::Tried(request, failure) => self.failed(state, &request, failure),
+            Progress::Opened(opened) => self.opened(state, opened),
+        }
+    }
+
+    fn opened(&self, state: &mut State, opened: Opened) {
+        let Opened { request, result, lease, mut step, done } = opened;
+        match result {
+            Ok(kernel) => {
                 if let Some(order) = state.table.finish(&request) {
+                    if let Some(lease) = lease {
+                        let FetchedKernel { blueprint, digest, in_use, .. } = &kernel;
+                        state.renewals.hold(blueprint, *digest, in_use, lease, Instant::now());
+                    }
                     self.metrics.fetched(FetchOutcome::Ready);
                     self.metrics.fetch_seconds.observe(kernel.latency.as_secs_f64());
                     self.metrics.fetch_last_ms.set(kernel.latency.as_secs_f64() * 1e3);
                     self.deliver(state, order, Ok(kernel), Some(step));
                 }
-                let _ = done.send(());
             }
-            Progress::Tried(request, failure) => self.failed(state, &request, failure),
-            Progress::Opened(request, Err(failure), mut step, done) => {
+            Err(failure) => {
                 step.fail(&failure.to_string());
                 self.failed(state, &request, failure);
-                let _ = done.send(());
             }
         }
+        let _ = done.send(());
     }
 
     fn failed(&self, state: &mut State, request: &RequestId, failure: FetchFailure) {
@@ -342,7 +414,8 @@ async fn next_event(
     stop: &CancellationToken,
 ) -> Event {
     let latest = Instant::now() + Heartbeat::INTERVAL;
-    let wake = state.table.next_deadline().map_or(latest, |deadline| deadline.min(latest));
+    let next = [state.table.next_deadline(), state.renewals.next_due()];
+    let wake = next.into_iter().flatten().fold(latest, Instant::min);
     let State { orders, replies, .. } = &mut **state;
     tokio::select! {
         biased;
@@ -364,11 +437,19 @@ fn site(shape: &[usize]) -> Option<String> {
     }
 }
 
+/// A request to be published.
+struct Ask {
+    request: RequestId,
+    blueprint: BlueprintId,
+    /// In the order of their names.
+    attributes: Vec<(&'static str, String)>,
+}
+
 /// Publishes one request; false when the bus did not take it.
-async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder, site: Option<&str>) -> bool {
+async fn publish(bus: &Bus, run: &RunId, ask: &Ask) -> bool {
     let message = Message::PrefetchRequest(KernelPrefetchRequest {
-        request_id: order.request.to_string(),
-        blueprint_id: order.blueprint.to_string(),
+        request_id: ask.request.to_string(),
+        blueprint_id: ask.blueprint.to_string(),
         training_run_id: run.to_string(),
         issued_at: Some(timestamp(now_unix_ms())),
     });
@@ -376,10 +457,10 @@ async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder, site: Option<&str>)
     let stream_name = bus.config().streams.name(Stream::KernelRequests);
     let step = bus.tracer().begin("prefetch.request", SpanKind::Producer);
     let mut step = step.about_sending(stream_name);
-    step.set("messaging.message.conversation_id", order.request.as_str());
-    step.set("kasmina.blueprint", order.blueprint.as_str());
+    step.set("messaging.message.conversation_id", ask.request.as_str());
+    step.set("kasmina.blueprint", ask.blueprint.as_str());
     let trace_id = step.context().map(TraceContext::trace_id);
-    tracing::debug!(request = %order.request, trace_id, "kernel asked for");
+    tracing::debug!(request = %ask.request, trace_id, "kernel asked for");
     let traceparent = step.traceparent();
     let outgoing = Outgoing {
         stream: Stream::KernelRequests,
@@ -389,18 +470,18 @@ async fn publish(bus: &Bus, run: &RunId, order: &FetchOrder, site: Option<&str>)
         traceparent: traceparent.as_deref(),
     };
     let attributes: Vec<(&str, &str)> =
-        site.into_iter().map(|site| (attributes::KERNEL_SITE, site)).collect();
+        ask.attributes.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let publishing = bus.send_with(outgoing, &attributes);
     match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {
         Ok(Ok(outcome)) if outcome.is_accepted() => true,
         Ok(Ok(outcome)) => {
             step.fail("refused");
-            tracing::warn!(request = %order.request, ?outcome, "request for a kernel refused");
+            tracing::warn!(request = %ask.request, ?outcome, "request for a kernel refused");
             false
         }
         Ok(Err(error)) => {
             step.fail(&error.to_string());
-            tracing::warn!(request = %order.request, error = &error as &dyn std::error::Error, "request for a kernel not published");
+            tracing::warn!(request = %ask.request, error = &error as &dyn std::error::Error, "request for a kernel not published");
             false
         }
         Err(_) => {
@@ -429,6 +510,7 @@ async fn obtain(
         prewarm_p95_ms,
         execution,
         kernel: Arc::new(obtained.kernel),
+        in_use: InUse::default(),
     })
 }
 

@@ -205,7 +205,9 @@ impl SeedManager {
             self.interpreted(id, &kernel.blueprint, reason);
         }
         let blend = graft.blend.clone();
-        let life = Life::Training { graft, kernel: Attached { digest: kernel.digest, fetch_ms } };
+        let in_use = kernel.in_use.clone();
+        let attached = Attached { digest: kernel.digest, fetch_ms, in_use };
+        let life = Life::Training { graft, kernel: attached };
         let mut effects = vec![Effect::Attach { seed: id.clone(), kernel, blend }];
         effects.extend(self.move_on(id, life, now).map_err(|refused| refused.to_string())?);
         Ok(effects)

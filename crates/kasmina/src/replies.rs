@@ -27,6 +27,11 @@ const HANDLE_TIMEOUT: Duration = Duration::from_secs(180);
 /// What an answer may ask for at most.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
+/// A lease that would be shorter is renewed as if it were not,
+const LEASE_MIN: Duration = Duration::from_secs(1);
+/// and a longer one is not trusted to last.
+const LEASE_MAX: Duration = Duration::from_hours(24 * 30);
+
 /// An answer of the library.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Answer {
@@ -44,6 +49,8 @@ pub(crate) struct Beside {
     pub(crate) url: Option<String>,
     /// The forge's signature of the kernel.
     pub(crate) signature: Option<String>,
+    /// For how long this run has the kernel under a lease.
+    pub(crate) lease: Option<Duration>,
 }
 
 impl Beside {
@@ -188,6 +195,9 @@ async fn hand_over(
                 execution: attribute(urza::KERNEL_EXECUTION),
                 url: attribute(urza::KERNEL_URL),
                 signature: attribute(urza::KERNEL_SIGNATURE),
+                lease: attribute(oona::attributes::KERNEL_LEASE_MS)
+                    .and_then(|ms| ms.parse().ok())
+                    .map(|ms| Duration::from_millis(ms).clamp(LEASE_MIN, LEASE_MAX)),
             };
             (Answer::Ready(ready.clone(), beside), "kasmina.ready")
         }

@@ -11,6 +11,7 @@ use crate::blend::{BlendMode, Ramp};
 use crate::evidence::{Evidence, KernelPresence, Observation};
 use crate::gates::{self, GateFailure, Limits, Verdict};
 use crate::moment::Now;
+use crate::renewal::InUse;
 
 /// A place in the host where a seed may grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,9 @@ pub struct Attached {
     pub digest: Digest,
     /// Request to kernel in hand, in milliseconds.
     pub fetch_ms: f64,
+    /// Keeps the artifact in the library while the seed has its kernel. A fossilised seed too: what of its kernel was
+    /// never changed may still be mapped from the file, and its graph stands in the artifact and not in a checkpoint.
+    pub in_use: InUse,
 }
 
 /// How far the fetch of a kernel is.

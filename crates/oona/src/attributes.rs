@@ -21,6 +21,10 @@ pub const KERNEL_SITE: &str = "kernel-site";
 pub const KERNEL_PARAMETERS: &str = "kernel-parameters";
 /// On a request for a kernel: milliseconds after its issue when nobody wants the answer any more.
 pub const KERNEL_DEADLINE_MS: &str = "kernel-deadline-ms";
+/// On a request for a kernel: the very artifact that is meant, by its SHA-256 in hex.
+pub const KERNEL_DIGEST: &str = "kernel-digest";
+/// On a ready answer: for how long the asking run has the kernel under a lease.
+pub const KERNEL_LEASE_MS: &str = "kernel-lease-ms";
 /// On a request for a kernel: `critical`, `high`, `normal` or `low`.
 pub const KERNEL_PRIORITY: &str = "kernel-priority";
 /// On an answer that says to ask again: after how many milliseconds.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kernel::Digest;
 use leyline::Message;
 use leyline::wire::{KernelArtifactError, KernelArtifactReady, KernelPrefetchRequest};
 use oona::attributes;
@@ -11,11 +12,12 @@ use serde_json::Value;
 
 use crate::demand::{BuildRequest, WhyBuild};
 use crate::download::{KERNEL_EXECUTION, KERNEL_SIGNATURE, KERNEL_URL, SIGNATURE, kernel_url};
-use crate::error::{FetchError, Remedy};
+use crate::error::{FetchError, LibraryError, Remedy};
+use crate::lease;
 use crate::library::Library;
 use crate::metrics::Answered;
 use crate::prefetch::{Unfit, Variants, Want};
-use crate::record::Record;
+use crate::record::{Record, RecordState};
 
 /// The library has no artifact, and none will be built.
 pub const MISSING_ARTIFACT: &str = "missing_artifact";
@@ -44,6 +46,9 @@ pub(crate) enum Decision {
     /// There is a record, and its file is gone or corrupt; it was put into quarantine. The stable
     /// reason, for whoever is not served by a rebuild.
     Broken(&'static str),
+    /// The same of an artifact that was asked for by its digest, which a rebuild may not have: the
+    /// reason, and the order for what takes its place. Nobody waits for that.
+    Gone { reason: &'static str, order: Box<BuildRequest> },
     /// There is no record; somebody may build one.
     Missing,
 }
@@ -81,13 +86,17 @@ impl Answer {
     }
 
     /// The artifact's reference and digest; with the URL of this service's artifacts, also how to
-    /// fetch it from elsewhere.
+    /// fetch it from elsewhere; and for a run that can hold a lease, for how long it has one.
     pub(crate) fn ready(
         request: &KernelPrefetchRequest,
         record: &Record,
         public_url: Option<&str>,
+        lease: Duration,
     ) -> Self {
         let mut attributes = Vec::new();
+        if lease::is_name(&request.training_run_id) {
+            attributes.push((attributes::KERNEL_LEASE_MS, lease.as_millis().to_string()));
+        }
         if let Some(url) = public_url {
             attributes.push((KERNEL_URL, kernel_url(url, &record.digest)));
         }
@@ -117,7 +126,13 @@ fn reference(path: &Path) -> String {
 /// Decides, in the contract's order. An artifact that is gone or corrupt is put into quarantine; to
 /// order another is left to who asked.
 pub(crate) async fn decide(library: &Library, variants: &Variants, want: &Want) -> Decision {
-    let found = if want.is_default() {
+    let found = if let Some(digest) = &want.digest {
+        match this_one(library, want, digest).await {
+            Ok(record) => Ok(Some(record)),
+            Err(NotThisOne::Decided(reason)) => return Decision::Error(reason.to_owned()),
+            Err(NotThisOne::Untold(error)) => Err(error),
+        }
+    } else if want.is_default() {
         library.find(&want.blueprint).await
     } else {
         match variants.job(want) {
@@ -146,8 +161,31 @@ pub(crate) async fn decide(library: &Library, variants: &Variants, want: &Want) 
         Err(fault) if fault.remedy() == Remedy::Retry => Decision::Error(reason(&fault).to_owned()),
         Err(fault) => {
             withdraw(library, &record, &fault).await;
+            if want.digest.is_some() {
+                let order = Box::new(rebuild(&record));
+                return Decision::Gone { reason: reason(&fault), order };
+            }
             Decision::Broken(reason(&fault))
         }
+    }
+}
+
+/// Why the very artifact that was asked for is not to be had.
+enum NotThisOne {
+    /// The stable reason.
+    Decided(&'static str),
+    /// Nobody can tell just now.
+    Untold(LibraryError),
+}
+
+/// The artifact of a digest. Nobody is asked to build it: a build gives what the builder makes today.
+async fn this_one(library: &Library, want: &Want, digest: &Digest) -> Result<Record, NotThisOne> {
+    let found = library.find_digest(digest).await.map_err(NotThisOne::Untold)?;
+    let ours = found.filter(|record| record.job.blueprint == want.blueprint);
+    let record = ours.ok_or(NotThisOne::Decided(MISSING_ARTIFACT))?;
+    match record.state {
+        RecordState::Active => Ok(record),
+        RecordState::Quarantined { .. } => Err(NotThisOne::Decided(ARTIFACT_NOT_FOUND)),
     }
 }
 

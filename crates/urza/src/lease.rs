@@ -45,10 +45,15 @@ pub enum LeaseTermsError {
     Ttl,
 }
 
+/// Whether this can name a holder or a purpose.
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=TEXT_LEN_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
 pub(crate) fn check(holder: &str, purpose: &str, ttl: Duration) -> Result<(), LeaseTermsError> {
     const DAY_S: u64 = 86_400;
     for (field, text) in [("holder", holder), ("purpose", purpose)] {
-        if text.is_empty() || TEXT_LEN_MAX < text.len() || text.chars().any(char::is_control) {
+        if !is_name(text) {
             return Err(LeaseTermsError::Text { field });
         }
     }

@@ -279,6 +279,28 @@ impl Library {
         if known { Ok(()) } else { Err(StoreError::Forgotten) }
     }
 
+    /// Takes or renews leases of several holders in one step, and hands back those of artifacts that there are not.
+    /// The terms are checked before.
+    pub(crate) async fn lease_all(
+        &self,
+        pairs: &[(Digest, String)],
+        purpose: &str,
+        ttl: Duration,
+    ) -> Result<Vec<(Digest, String)>, LibraryError> {
+        self.inner.catalogue.lease_all(pairs, purpose, ttl).await
+    }
+
+    /// Tells the cache of a bucket what is under a lease, so that it stays here.
+    ///
+    /// # Errors
+    /// [`LibraryError`]; the cache goes by what it was told before.
+    pub async fn protect_leased(&self) -> Result<(), LibraryError> {
+        let leased = self.inner.catalogue.leased().await?;
+        self.inner.metrics.leased.set(i64::try_from(leased.len()).unwrap_or(i64::MAX));
+        self.inner.artifacts.protect(leased);
+        Ok(())
+    }
+
     /// Renews every lease of a holder in one step, and says how many it has: the heartbeat of whoever holds several.
     ///
     /// # Errors

@@ -19,7 +19,8 @@ use crate::record::{Page, Record, RecordState};
 /// Settings of the maintenance worker. Defaults stand beside each field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaintenanceConfig {
-    /// 60 s between two rounds of expiry and clearing away.
+    /// 60 s between two rounds of expiry and clearing away; shorter than a cached file's grace after its use, so that a
+    /// lease is known by then.
     pub tidy_interval: Duration,
     /// 10 min between two looks for what need not be kept.
     pub collect_interval: Duration,
@@ -83,6 +84,7 @@ impl Maintenance {
         let (mut collected, mut judge) =
             (Instant::now(), LeaseJudge::Watching(LeaseWatch::default()));
         let mut rebuilds = Rebuilds::default();
+        self.protect_leased().await;
         loop {
             self.heartbeat.beat(if self.lease.tenure().is_some() { "waiting" } else { "standby" });
             tokio::select! {
@@ -94,6 +96,7 @@ impl Maintenance {
             if tidied.elapsed() >= self.config.tidy_interval {
                 self.library.expire_cache();
                 self.note_used().await;
+                self.protect_leased().await;
                 if self.lease.tenure().is_some() {
                     self.tidy().await;
                 }
@@ -122,6 +125,17 @@ impl Maintenance {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "use of artifacts not noted, noted with the next round"
+            );
+        }
+    }
+
+    /// Each process has a cache of its own, and keeps in it what is under a lease.
+    async fn protect_leased(&self) {
+        let protecting = self.library.protect_leased();
+        if let Err(error) = self.heartbeat.during("reading leases", protecting).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "leases not read, the cache keeps what was leased before"
             );
         }
     }

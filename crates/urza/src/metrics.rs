@@ -80,6 +80,7 @@ pub struct Metrics {
     pub(crate) verifications: Counter,
     pub(crate) stored: Counter,
     pub(crate) orphans: Counter,
+    pub(crate) leased: Gauge,
     removals: Family<RemovedLabels, Counter>,
     removed_bytes: Family<RemovedLabels, Counter>,
     answers: Family<AnswerLabels, Counter>,
@@ -90,6 +91,8 @@ pub struct Metrics {
     pub(crate) waiting: Gauge,
     pub(crate) queued: Gauge,
     pub(crate) coalesced: Counter,
+    pub(crate) leases_written: Counter,
+    pub(crate) leases_unwritten: Gauge,
 }
 
 impl Metrics {
@@ -107,6 +110,7 @@ impl Metrics {
             verifications: Counter::default(),
             stored: Counter::default(),
             orphans: Counter::default(),
+            leased: Gauge::default(),
             removals: Family::default(),
             removed_bytes: Family::default(),
             answers: Family::default(),
@@ -117,6 +121,8 @@ impl Metrics {
             waiting: Gauge::default(),
             queued: Gauge::default(),
             coalesced: Counter::default(),
+            leases_written: Counter::default(),
+            leases_unwritten: Gauge::default(),
         };
         metrics.describe(registry);
         metrics
@@ -139,6 +145,7 @@ impl Metrics {
         library.register("verifications", "Artifacts hashed", m.verifications);
         library.register("stored", "Artifacts stored", m.stored);
         library.register("orphans_removed", "Abandoned temporary files removed", m.orphans);
+        library.register("leased", "Artifacts under a lease, looked at once a minute", m.leased);
         library.register("removed", "Artifacts removed, by reason", m.removals);
         library.register("removed_bytes", "Bytes of the artifacts removed", m.removed_bytes);
         let prefetch = registry.sub_registry_with_prefix("urza_prefetch");
@@ -153,6 +160,16 @@ impl Metrics {
             "coalesced",
             "Requests that shared the look or the build of an equal one",
             m.coalesced,
+        );
+        prefetch.register(
+            "leases_written",
+            "Leases of training runs taken or renewed",
+            m.leases_written,
+        );
+        prefetch.register(
+            "leases_unwritten",
+            "Leases of training runs that wait to be written",
+            m.leases_unwritten,
         );
     }
 

@@ -1,10 +1,12 @@
 //! The prefetch worker: answers requests for kernels from the bus.
 //!
 //! Reading order: `want` (what a request asks for), `queue` (who is served first), `desk` (who waits
-//! for what), `send` (answers on their way), `estimate` (when to ask again).
+//! for what), `send` (answers on their way), `holders` (which run holds which kernel), `estimate` (when
+//! to ask again).
 
 mod desk;
 mod estimate;
+mod holders;
 mod queue;
 mod send;
 mod want;
@@ -44,6 +46,8 @@ pub struct PrefetchConfig {
     pub looks_max: usize,
     /// 3 s: how long a request waits for a build before it is answered `compiling`.
     pub compiling_after: Duration,
+    /// `URZA_LEASE_S`, 1 h: how long a training run has a kernel under lease after it has asked for it.
+    pub lease: Duration,
     /// 200 ms before an answer that the bus did not take is offered again; doubles up to 5 s.
     pub offer_pause: Duration,
     /// 10 s: how long answers in progress may take once a stop is asked for.
@@ -61,6 +65,7 @@ impl Default for PrefetchConfig {
             sends_max: 8,
             looks_max: 32,
             compiling_after: Duration::from_secs(3),
+            lease: Duration::from_secs(3600),
             offer_pause: Duration::from_millis(200),
             drain_timeout: Duration::from_secs(10),
             public_url: None,
@@ -96,6 +101,7 @@ enum Event {
     Read(Vec<Delivery>),
     Sent(usize),
     Looked(desk::Looked),
+    Leased(desk::Leased),
     Built((Want, Option<BuildAnswer>)),
     LibraryChanged,
     Wake,
@@ -147,7 +153,7 @@ impl Prefetcher {
         }
         heartbeat.beat("draining");
         chaos::points(Point::Draining, desk.len());
-        let drain = async { while desk.sends.next().await.is_some() {} };
+        let drain = desk.drain();
         // Answers that take longer stay unacknowledged and are given by the next instance.
         let _ = tokio::time::timeout(drain_timeout, heartbeat.during("draining", drain)).await;
         Ok(())
@@ -171,6 +177,7 @@ async fn next_event(
         biased;
         () = stop.cancelled() => Ok(Event::Stop),
         Some(count) = desk.sends.next() => Ok(Event::Sent(count)),
+        Some(leased) = desk.leasing.next() => Ok(Event::Leased(leased)),
         Some(looked) = desk.looks.next() => Ok(Event::Looked(looked)),
         Some(built) = desk.builds.next() => Ok(Event::Built(built)),
         Ok(()) = inlet.changes.changed(), if waits => Ok(Event::LibraryChanged),
@@ -185,6 +192,7 @@ fn handle(desk: &mut Desk, event: Event) {
         Event::Stop => {}
         Event::Read(batch) => desk.take_in(batch),
         Event::Sent(count) => desk.sent(count),
+        Event::Leased(leased) => desk.leased(leased),
         Event::Looked(looked) => desk.looked(looked),
         Event::Built(built) => desk.built(built),
         Event::LibraryChanged | Event::Tick => {

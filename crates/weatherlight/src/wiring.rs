@@ -178,6 +178,7 @@ pub fn serving_config(settings: &EsperSettings, group: &str) -> urza::PrefetchCo
     urza::PrefetchConfig {
         group: group.to_owned(),
         compiling_after: settings.urza_compiling_after,
+        lease: settings.urza_lease,
         public_url: settings.urza_public_url.as_ref().map(|url| url.expose().to_owned()),
         ..urza::PrefetchConfig::default()
     }
@@ -326,6 +327,7 @@ mod tests {
             blueprint: blueprint.into(),
             site: site.map(str::to_owned),
             parameters: parameters.map(str::to_owned),
+            digest: None,
         };
         let wide = tezzeret::Job::with(
             karn::find(&"BP009".into()).unwrap(),

@@ -1,5 +1,6 @@
 //! The coordinator and its consumers on the embedded bus: the library is played by the test.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,16 +24,16 @@ use tokio_util::sync::CancellationToken;
 use crate::rig::{keyring, linear_artifact};
 
 /// One trainer with its coordinator, and the library's side of the bus.
-struct Bench {
-    bus: Bus,
+pub struct Bench {
+    pub bus: Bus,
     dir: TempDir,
     desk: PrefetchDesk,
-    trainer: TrainerEnd,
-    metrics: Metrics,
+    pub trainer: TrainerEnd,
+    pub metrics: Metrics,
     requests: Consumer,
 }
 
-async fn bench(patience: Patience) -> Bench {
+pub async fn bench(patience: Patience) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log.redb");
     let config = oona::Config { log: LogChoice::Embedded { path }, ..oona::Config::default() };
@@ -46,7 +47,7 @@ async fn bench(patience: Patience) -> Bench {
 
 impl Bench {
     /// Runs the three workers beside `test`, then stops them; they must end by themselves.
-    async fn run<T>(&mut self, test: impl AsyncFnOnce(&mut Self) -> T) -> T {
+    pub async fn run<T>(&mut self, test: impl AsyncFnOnce(&mut Self) -> T) -> T {
         let stop = CancellationToken::new();
         let (bus, metrics, heartbeat) = (&self.bus, &self.metrics, Heartbeat::detached());
         let prefetch = Prefetch {
@@ -91,7 +92,7 @@ impl Bench {
         outcome
     }
 
-    fn order(&self, request: &str) {
+    pub fn order(&self, request: &str) {
         self.order_of(request, "BP009");
     }
 
@@ -106,15 +107,23 @@ impl Bench {
         self.trainer.orders.try_send(order).unwrap();
     }
 
-    async fn asked(&mut self) -> KernelPrefetchRequest {
+    pub async fn asked(&mut self) -> KernelPrefetchRequest {
+        self.asked_with_attributes().await.0
+    }
+
+    /// The next request, with the attributes of its envelope.
+    pub async fn asked_with_attributes(
+        &mut self,
+    ) -> (KernelPrefetchRequest, BTreeMap<String, String>) {
         let delivery = self.requests.recv().await.unwrap();
         let Message::PrefetchRequest(request) = delivery.message.clone() else {
             panic!("{delivery:?}")
         };
         let trace = delivery.trace().expect("a request begins a trace");
         assert!(trace.is_sampled());
+        let attributes = delivery.attributes.clone();
         delivery.ack().await.unwrap();
-        request
+        (request, attributes)
     }
 
     fn stored(&self, bytes: &[u8]) -> (PathBuf, Digest) {
@@ -128,6 +137,17 @@ impl Bench {
         &self,
         request: &str,
         bytes: &[u8],
+        change: impl FnOnce(&mut KernelArtifactReady),
+    ) {
+        self.answer_ready_with(request, bytes, &[], change).await;
+    }
+
+    /// The same with attributes.
+    pub async fn answer_ready_with(
+        &self,
+        request: &str,
+        bytes: &[u8],
+        attributes: &[(&str, &str)],
         change: impl FnOnce(&mut KernelArtifactReady),
     ) {
         let (path, digest) = self.stored(bytes);
@@ -144,10 +164,18 @@ impl Bench {
             prewarm_p95_ms: 0.9,
         };
         change(&mut ready);
-        self.publish(Stream::KernelReady, ready.into()).await;
+        let message = &ready.into();
+        let outgoing = Outgoing {
+            stream: Stream::KernelReady,
+            priority: MessagePriority::Normal,
+            source: "urza",
+            message,
+            traceparent: None,
+        };
+        assert!(self.bus.send_with(outgoing, attributes).await.unwrap().is_sent());
     }
 
-    async fn answer_error(&self, request: &str, reason: &str) {
+    pub async fn answer_error(&self, request: &str, reason: &str) {
         let error = KernelArtifactError {
             request_id: request.to_owned(),
             blueprint_id: "BP009".to_owned(),
@@ -185,14 +213,14 @@ impl Bench {
         assert!(self.bus.publish(stream, priority, "urza", &message).await.unwrap().is_sent());
     }
 
-    async fn result(&mut self) -> Result<FetchedKernel, FetchFailure> {
+    pub async fn result(&mut self) -> Result<FetchedKernel, FetchFailure> {
         let Fetched { request, seed, result, .. } = self.trainer.results.recv().await.unwrap();
         assert_eq!((request.as_str(), seed.as_str()), ("r1", "s1"));
         result
     }
 
     /// Waits until the trainer's group has nothing left, that is, everything is acknowledged.
-    async fn settled(&self, stream: Stream) {
+    pub async fn settled(&self, stream: Stream) {
         let settled = async {
             while self.bus.depth(stream, "trainer").await.unwrap() > 0 {
                 tokio::task::yield_now().await;
@@ -202,7 +230,7 @@ impl Bench {
     }
 }
 
-fn artifact() -> Vec<u8> {
+pub fn artifact() -> Vec<u8> {
     linear_artifact("BP009", 32)
 }
 

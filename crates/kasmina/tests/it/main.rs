@@ -4,6 +4,7 @@
 
 mod commands;
 mod coordinator;
+mod leases;
 mod life;
 mod quarantine;
 mod rig;

@@ -103,6 +103,7 @@ pub fn fetched(order: &FetchOrder, width: usize) -> FetchedKernel {
         prewarm_p95_ms: 0.2,
         execution: Execution::Plan,
         kernel: Arc::new(kernel),
+        in_use: kasmina::InUse::default(),
     }
 }
 

@@ -325,6 +325,7 @@ fn kitchen(kernel: Kernel) -> (TrainerEnd, JoinHandle<()>) {
                 prewarm_p95_ms: 0.0,
                 execution: Execution::Plan,
                 kernel: Arc::clone(&kernel),
+                in_use: kasmina::InUse::default(),
             };
             let (request, seed) = (order.request, order.seed);
             let answer = Fetched { step: None, request, seed, result: Ok(fetched) };

@@ -56,6 +56,7 @@ pub fn good(
         latency: Duration::from_millis(1),
         prewarm_p50_ms: 0.0,
         prewarm_p95_ms: 0.0,
+        in_use: kasmina::InUse::default(),
     })
 }
 

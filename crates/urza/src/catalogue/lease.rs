@@ -1,5 +1,6 @@
 //! Leases as rows.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use kernel::Digest;
@@ -11,6 +12,8 @@ use crate::lease::Lease;
 
 /// Leases looked at in one round at most; the rest are looked at in the next, and hold until then.
 const LEASES_MAX: usize = 10_000;
+/// Artifacts under a lease that the cache of a bucket is told of at most.
+const LEASED_MAX: usize = 100_000;
 
 impl Catalogue {
     /// Takes a lease or renews it. Says whether there is such an artifact.
@@ -21,30 +24,50 @@ impl Catalogue {
         purpose: &str,
         ttl: Duration,
     ) -> Result<bool, LibraryError> {
+        let pairs = [(*digest, holder.to_owned())];
+        Ok(self.lease_all(&pairs, purpose, ttl).await?.is_empty())
+    }
+
+    /// Takes or renews leases in one step, and hands back those of artifacts that there are not.
+    pub(crate) async fn lease_all(
+        &self,
+        pairs: &[(Digest, String)],
+        purpose: &str,
+        ttl: Duration,
+    ) -> Result<Vec<(Digest, String)>, LibraryError> {
         let now = self.pool.now_ms();
-        let known = Statement::new("SELECT id FROM records WHERE digest = $1 LIMIT 1");
-        let known = known.text(digest.to_hex());
-        let take = Statement::new(format!(
+        let take = format!(
             "INSERT INTO leases (digest, holder, purpose, ttl_ms, beat, taken_at_ms, renewed_at_ms) \
              VALUES ($1, $2, $3, $4, 1, {now}, {now}) ON CONFLICT (digest, holder) DO UPDATE SET \
              purpose = excluded.purpose, ttl_ms = excluded.ttl_ms, beat = leases.beat + 1, \
              renewed_at_ms = excluded.renewed_at_ms"
-        ))
-        .text(digest.to_hex())
-        .text(holder)
-        .text(purpose)
-        .integer(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX));
+        );
+        let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
         let work = async {
+            let mut unknown = Vec::new();
             // Alone: what is looked at here cannot be removed before the lease stands.
             let mut writing = self.pool.write().await?;
-            if writing.row(&known).await?.is_none() {
-                return Ok(false);
+            for (digest, holder) in pairs {
+                let known = Statement::new("SELECT id FROM records WHERE digest = $1 LIMIT 1");
+                if writing.row(&known.text(digest.to_hex())).await?.is_none() {
+                    unknown.push((*digest, holder.clone()));
+                    continue;
+                }
+                let take = Statement::new(take.clone()).text(digest.to_hex()).text(holder);
+                writing.execute(&take.text(purpose).integer(ttl_ms)).await?;
             }
-            writing.execute(&take).await?;
             writing.commit().await?;
-            Ok(true)
+            Ok(unknown)
         };
         self.within(work).await
+    }
+
+    /// Which artifacts are under a lease.
+    pub(crate) async fn leased(&self) -> Result<HashSet<Digest>, LibraryError> {
+        let statement =
+            Statement::new(format!("SELECT DISTINCT digest FROM leases LIMIT {LEASED_MAX}"));
+        let rows = self.within(self.pool.rows(&statement)).await?;
+        Ok(rows.iter().filter_map(|row| row.text("digest").ok()?.parse().ok()).collect())
     }
 
     /// Renews every lease of a holder, and says how many it has.

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use kernel::Digest;
 use leyline::Message;
 use leyline::time::now_unix_ms;
 use oona::chaos::{self, Point};
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 use super::PrefetchConfig;
 use super::estimate::Estimate;
+use super::holders::{Holders, Noted, PURPOSE, Pair};
 use super::queue::{Queue, Rank};
 use super::send::{Held, Outgoing, Sender, failed};
 use super::want::{self, Asked, Variants, Want};
@@ -25,6 +27,7 @@ use crate::answer::{
     UNAVAILABLE,
 };
 use crate::demand::{BuildAnswer, BuildRequest, Demand, WhyBuild};
+use crate::error::LibraryError;
 use crate::library::Library;
 use crate::metrics::Metrics;
 
@@ -38,6 +41,14 @@ const REBUILDS_MAX: u32 = 3;
 /// What came of one look into the library; or the panic that ended it.
 pub(super) type Looked = (Want, Result<Decision, Box<dyn Any + Send>>);
 type Built = (Want, Option<BuildAnswer>);
+
+/// What came of writing leases: those of artifacts that there are not, or why none could be written.
+#[derive(Debug)]
+pub(super) struct Leased {
+    batch: Vec<Pair>,
+    began: Instant,
+    outcome: Result<Vec<Pair>, LibraryError>,
+}
 
 /// A request that waits for its want.
 #[derive(Debug)]
@@ -102,9 +113,12 @@ pub(super) struct Desk {
     numbers: u64,
     waiting_len: usize,
     estimate: Estimate,
+    holders: Holders,
     pub(super) sends: FuturesUnordered<BoxFuture<'static, usize>>,
     pub(super) looks: FuturesUnordered<BoxFuture<'static, Looked>>,
     pub(super) builds: FuturesUnordered<BoxFuture<'static, Built>>,
+    /// One step of writing leases at most; what comes meanwhile goes together into the next.
+    pub(super) leasing: FuturesUnordered<BoxFuture<'static, Leased>>,
     /// Answers on their way.
     sending: usize,
 }
@@ -112,6 +126,7 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new(shop: Shop, config: PrefetchConfig) -> Self {
         Self {
+            holders: Holders::new(config.lease),
             shop,
             config,
             queue: Queue::new(),
@@ -128,6 +143,7 @@ impl Desk {
             sends: FuturesUnordered::new(),
             looks: FuturesUnordered::new(),
             builds: FuturesUnordered::new(),
+            leasing: FuturesUnordered::new(),
             sending: 0,
         }
     }
@@ -210,6 +226,7 @@ impl Desk {
             self.send();
         }
         self.look_on(now);
+        self.lease(now);
         self.shop.metrics.queued.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
         self.shop.metrics.waiting.set(i64::try_from(self.waiting_len).unwrap_or(i64::MAX));
     }
@@ -287,13 +304,20 @@ impl Desk {
         chaos::points(Point::LibraryAsked, requests);
         match decision {
             Ok(Decision::Ready(record)) => {
-                let public_url = self.config.public_url.clone();
+                self.note_holders(&want, &record.digest);
+                let (public_url, lease) = (self.config.public_url.clone(), self.config.lease);
                 self.resolve(&want, |held| {
-                    Answer::ready(&held.request, &record, public_url.as_deref())
+                    Answer::ready(&held.request, &record, public_url.as_deref(), lease)
                 });
             }
             Ok(Decision::Error(reason)) => {
                 self.resolve(&want, |held| Answer::error(&held.request, &reason));
+            }
+            Ok(Decision::Gone { reason, order }) => {
+                if self.shop.demand.place(*order).is_none() {
+                    tracing::warn!(%want, "rebuild not ordered, the next request orders it");
+                }
+                self.resolve(&want, |held| Answer::error(&held.request, reason));
             }
             Ok(Decision::Broken(reason)) => {
                 let Some(group) = self.groups.get_mut(&want) else { return };
@@ -334,6 +358,73 @@ impl Desk {
                 self.order(want, why);
             }
             (true, _) => self.refuse(want, MISSING_ARTIFACT),
+        }
+    }
+
+    /// Notes that all who want the same have it now; in memory only.
+    fn note_holders(&mut self, want: &Want, digest: &Digest) {
+        let Some(group) = self.groups.get(want) else { return };
+        let now = Instant::now();
+        for waiting in group.requests.values() {
+            let run = &waiting.held.request.training_run_id;
+            match self.holders.note(run, digest, now) {
+                Noted::Held | Noted::Nameless => {}
+                Noted::NoRoom => tracing::warn!(
+                    run,
+                    artifact = %digest,
+                    "too many runs hold kernels, lease not taken before another is over"
+                ),
+            }
+        }
+    }
+
+    /// Writes what leases are due, one step at a time and beside the loop.
+    fn lease(&mut self, now: Instant) {
+        if self.leasing.is_empty() {
+            let batch = self.holders.take_due(now);
+            if !batch.is_empty() {
+                let (library, ttl) = (self.shop.library.clone(), self.config.lease);
+                let heartbeat = self.shop.heartbeat.clone();
+                self.leasing.push(Box::pin(async move {
+                    let writing = library.lease_all(&batch, PURPOSE, ttl);
+                    let outcome = heartbeat.over("writing leases", batch.len(), writing).await;
+                    Leased { batch, began: now, outcome }
+                }));
+            }
+        }
+        let unwritten = i64::try_from(self.holders.due_len()).unwrap_or(i64::MAX);
+        self.shop.metrics.leases_unwritten.set(unwritten);
+    }
+
+    /// Takes what came of writing leases.
+    pub(super) fn leased(&mut self, Leased { batch, began, outcome }: Leased) {
+        match outcome {
+            Ok(unknown) => {
+                let written = batch.len() - unknown.len();
+                self.shop.metrics.leases_written.inc_by(written as u64);
+                for (digest, run) in &unknown {
+                    tracing::warn!(run, artifact = %digest, "artifact removed before its lease was written");
+                }
+                self.holders.written(&batch, &unknown, began);
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    leases = batch.len(),
+                    "leases not written, written again in a second"
+                );
+                self.holders.unwritten(batch, Instant::now());
+            }
+        }
+    }
+
+    /// Finishes the answers that are on their way, and writes the leases of those that are given.
+    pub(super) async fn drain(&mut self) {
+        while self.sends.next().await.is_some() {}
+        loop {
+            self.lease(Instant::now());
+            let Some(leased) = self.leasing.next().await else { return };
+            self.leased(leased);
         }
     }
 

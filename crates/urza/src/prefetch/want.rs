@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kernel::Digest;
 use leyline::ids::BlueprintId;
 use leyline::time::unix_ms;
 use leyline::wire::{KernelPrefetchRequest, MessagePriority};
@@ -30,17 +31,19 @@ pub struct Want {
     pub parameters: Option<String>,
     /// The site's spelling, when the request names one.
     pub site: Option<String>,
+    /// The very artifact, when the request names one; what else the request names does not count then.
+    pub digest: Option<Digest>,
 }
 
 impl Want {
     /// The blueprint's default artifact.
     pub fn default_of(blueprint: BlueprintId) -> Self {
-        Self { blueprint, parameters: None, site: None }
+        Self { blueprint, parameters: None, site: None, digest: None }
     }
 
     /// Whether the blueprint's default artifact is meant.
     pub fn is_default(&self) -> bool {
-        self.parameters.is_none() && self.site.is_none()
+        self.parameters.is_none() && self.site.is_none() && self.digest.is_none()
     }
 
     /// The parameters by name; none when the request names none.
@@ -56,6 +59,9 @@ impl Want {
 impl fmt::Display for Want {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.blueprint)?;
+        if let Some(digest) = &self.digest {
+            write!(f, " of digest {digest}")?;
+        }
         if let Some(site) = &self.site {
             write!(f, " at {site}")?;
         }
@@ -144,6 +150,7 @@ pub(crate) fn read(
         match name.as_str() {
             attributes::KERNEL_SITE => asked.want.site = Some(site(value)?),
             attributes::KERNEL_PARAMETERS => asked.want.parameters = Some(parameters(value)?),
+            attributes::KERNEL_DIGEST => asked.want.digest = Some(digest(value)?),
             attributes::KERNEL_PRIORITY => asked.rank.priority = priority(value)?,
             attributes::KERNEL_DEADLINE_MS => {
                 let issued = given.get(attributes::ISSUED_AT_MS).and_then(|ms| ms.parse().ok());
@@ -156,6 +163,9 @@ pub(crate) fn read(
             _ => {}
         }
     }
+    if asked.want.digest.is_some() {
+        (asked.want.parameters, asked.want.site) = (None, None);
+    }
     Ok(asked)
 }
 
@@ -165,6 +175,11 @@ fn site(value: &str) -> Result<String, Malformed> {
     let fault = || format!("is no site; write 1 to {SITE_BYTES_MAX} characters such as vector[64]");
     fits.then(|| value.to_owned())
         .ok_or_else(|| Malformed { name: attributes::KERNEL_SITE, fault: fault() })
+}
+
+fn digest(value: &str) -> Result<Digest, Malformed> {
+    let fault = || "is no SHA-256 in hex".to_owned();
+    value.parse().map_err(|_| Malformed { name: attributes::KERNEL_DIGEST, fault: fault() })
 }
 
 fn parameters(value: &str) -> Result<String, Malformed> {
@@ -232,6 +247,16 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_names_one_artifact() {
+        let digest = Digest::of("kernel");
+        let pairs = [("kernel-digest", &*digest.to_hex())];
+        let want = read_at(&pairs, Instant::now(), 0).unwrap().want;
+        assert!(!want.is_default());
+        assert_eq!(want.digest, Some(digest));
+        assert_eq!(want.to_string(), format!("BP009 of digest {digest}"));
+    }
+
+    #[test]
     fn equal_parameters_are_one_want_however_they_are_written() {
         let now = Instant::now();
         let want = |json| read_at(&[("kernel-parameters", json)], now, 0).unwrap().want;
@@ -270,6 +295,8 @@ mod tests {
             ("kernel-deadline-ms", "-1"),
             ("kernel-deadline-ms", "86400001"),
             ("kernel-priority", "HIGH"),
+            ("kernel-digest", ""),
+            ("kernel-digest", "3fa9c1d2"),
         ] {
             let error = read_at(&[(name, value)], now, 0).unwrap_err().to_string();
             assert!(error.starts_with(&format!("attribute {name} is ")), "{value}: {error}");

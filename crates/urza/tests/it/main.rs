@@ -8,6 +8,7 @@ mod catalogue;
 mod collect;
 mod front;
 mod full;
+mod leases;
 mod library;
 mod maintenance;
 mod migrations;

@@ -6,10 +6,12 @@ use std::time::Duration;
 use oona::Heartbeat;
 use tokio_util::sync::CancellationToken;
 use urza::{
-    BuildAnswer, Demand, Maintenance, MaintenanceConfig, Page, RecordState, Scrubbed, WhyBuild,
+    BuildAnswer, Config, Demand, Maintenance, MaintenanceConfig, Page, RecordState, Scrubbed,
+    WhyBuild,
 };
 
-use crate::support::{Fixture, artifact, bus, count, fixture};
+use crate::servers::S3;
+use crate::support::{Fixture, artifact, bus, count, fixture, fixture_with};
 
 async fn maintenance(f: &Fixture, demand: Demand, config: MaintenanceConfig) -> Maintenance {
     let lease = bus(f.dir.path()).await.duty_at(Maintenance::LEASE, f.library.id());
@@ -115,4 +117,40 @@ async fn only_abandoned_files_are_cleared_away() {
     ended.unwrap();
     assert_eq!(count(&tmp), 1);
     assert!(young.exists() && record.path.exists());
+}
+
+#[tokio::test]
+async fn the_cache_of_a_bucket_keeps_what_is_under_lease() {
+    let (dir, s3) = (tempfile::tempdir().unwrap(), S3::start());
+    let config =
+        Config { bucket: Some(s3.config()), artifact_cache_bytes_max: 1, ..Config::at(dir.path()) };
+    let f = fixture_with(dir, config).await;
+    let leased = f.library.store(artifact("BP001", b"leased")).await.unwrap();
+    let free = f.library.store(artifact("BP002", b"free")).await.unwrap();
+    for record in [&leased, &free] {
+        let file = fs::File::options().write(true).open(&record.path).unwrap();
+        let at = std::time::SystemTime::now() - Duration::from_secs(3600);
+        file.set_times(fs::FileTimes::new().set_accessed(at)).unwrap();
+    }
+    // Taken by whoever shares the catalogue, and not by this process.
+    let minute = Duration::from_secs(60);
+    let elsewhere = f.another_process().await;
+    elsewhere.lease(&leased.digest, "run", "training run", minute).await.unwrap();
+    let config =
+        MaintenanceConfig { tidy_interval: Duration::ZERO, ..MaintenanceConfig::default() };
+    let stop = CancellationToken::new();
+    let gone = async {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while free.path.exists() {
+            assert!(tokio::time::Instant::now() < deadline);
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+    };
+    let (ended, ()) =
+        tokio::join!(maintenance(&f, Demand::nobody(), config).await.run(stop.clone()), gone);
+    ended.unwrap();
+    assert!(leased.path.exists());
+    f.library.verify(&free).await.unwrap();
+    assert!(free.path.exists(), "what went comes again");
 }

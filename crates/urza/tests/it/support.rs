@@ -128,7 +128,14 @@ pub async fn service() -> Service {
 
 /// The same with other settings of the bus.
 pub async fn service_with(change: impl FnOnce(oona::Config) -> oona::Config) -> Service {
-    let fixture = fixture().await;
+    service_on(fixture().await, change).await
+}
+
+/// The same on a library of the caller's.
+pub async fn service_on(
+    fixture: Fixture,
+    change: impl FnOnce(oona::Config) -> oona::Config,
+) -> Service {
     let bus = bus_with(fixture.dir.path(), change).await;
     bus.ensure_groups(&[
         (Stream::KernelRequests, "weatherlight"),
@@ -253,12 +260,18 @@ impl Service {
         (error, attributes)
     }
 
-    /// Asks with attributes, given in the order of their names.
-    pub async fn ask_with(&self, request: &str, blueprint: &str, attributes: &[(&str, &str)]) {
+    /// Asks as a training run of this name.
+    pub async fn ask_as(
+        &self,
+        run: &str,
+        request: &str,
+        blueprint: &str,
+        attributes: &[(&str, &str)],
+    ) {
         let message = &Message::PrefetchRequest(KernelPrefetchRequest {
             request_id: request.to_owned(),
             blueprint_id: blueprint.to_owned(),
-            training_run_id: "run".to_owned(),
+            training_run_id: run.to_owned(),
             issued_at: Some(timestamp(now_unix_ms())),
         });
         let outgoing = Outgoing {
@@ -269,5 +282,10 @@ impl Service {
             traceparent: None,
         };
         assert!(self.bus.send_with(outgoing, attributes).await.unwrap().is_sent());
+    }
+
+    /// Asks with attributes, given in the order of their names.
+    pub async fn ask_with(&self, request: &str, blueprint: &str, attributes: &[(&str, &str)]) {
+        self.ask_as("run", request, blueprint, attributes).await;
     }
 }

@@ -224,6 +224,9 @@ settings! {
         urza_compiling_after: Duration = "URZA_COMPILING_AFTER_MS" "urza.compiling_after_ms"
             Span(Milliseconds, 1.0, 60_000.0), Some("3000"), Restart,
             "How long a request for a kernel waits for its compilation before it is told to ask again.";
+        urza_lease: Duration = "URZA_LEASE_S" "urza.lease_s"
+            Span(Seconds, 300.0, 2_592_000.0), Some("3600"), Restart,
+            "How long a kernel stays under lease after a training run has asked for it; its trainer asks again in a third of that while a seed holds it. What is under lease is not removed.";
         urza_cache_ttl: Option<Duration> = "URZA_CACHE_TTL_SECONDS" "urza.cache_ttl_seconds"
             Span(Seconds, 1.0, 31_536_000.0), None, Restart,
             "Age beyond which an unused artifact is expired. Unset: never.";

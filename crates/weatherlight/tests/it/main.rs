@@ -10,6 +10,7 @@ mod bus;
 mod collector;
 mod demo;
 mod kernels;
+mod leases;
 mod logs;
 mod otlp;
 #[allow(dead_code, reason = "the tests of urza use the rest")]
