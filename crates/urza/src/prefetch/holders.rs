@@ -185,7 +185,7 @@ mod tests {
             assert_eq!(holders.note("run", &digest, start), Noted::Held);
         }
         let pair = (digest, "run".to_owned());
-        assert_eq!(write(&mut holders, start), [pair.clone()]);
+        assert_eq!(write(&mut holders, start), std::slice::from_ref(&pair));
         holders.note("run", &digest, after(start, 899));
         assert!(write(&mut holders, after(start, 899)).is_empty());
         holders.note("run", &digest, after(start, 900));
