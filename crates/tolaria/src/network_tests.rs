@@ -68,7 +68,8 @@ fn a_seed_that_is_kept_is_trained_no_more() {
     step(&mut untold, ROWS, 0);
     told.set_mode(&seed(), Mode::Frozen).unwrap();
     untold.slots[0].mode = Mode::Frozen;
-    (told.take_counts(), untold.take_counts());
+    told.take_counts();
+    untold.take_counts();
     let kept = bits(&untold, "slot-a");
     let losses = [&mut told, &mut untold].map(|network| step(network, ROWS, 1).loss);
     assert_eq!(losses[0].to_bits(), losses[1].to_bits());

@@ -117,7 +117,7 @@ async fn measure(library: &Library, records: usize, rounds: usize) -> Result<Loo
 }
 
 fn digest(at: usize) -> Digest {
-    Digest::of(&at.to_le_bytes())
+    Digest::of(at.to_le_bytes())
 }
 
 fn job(at: usize) -> JobKey {
