@@ -23,7 +23,7 @@ const BLUEPRINTS: usize = 1000;
 /// One of so many artifacts of a blueprint is its default, the others are variants.
 const DEFAULT_EVERY: usize = 10;
 /// Records that one transaction writes.
-const CHUNK: usize = 5000;
+const CHUNK: usize = 2000;
 /// Walks through the records without a pattern that a cache could follow; a prime.
 const STRIDE: usize = 999_983;
 

@@ -1,4 +1,4 @@
-//! Very many records at once, for a measurement: rows as [`Catalogue::insert`] writes them, hundreds in a statement.
+//! Very many records at once, for a measurement: rows as [`Catalogue::insert`] writes them, many in a statement.
 
 use kernel::Digest;
 
@@ -8,8 +8,8 @@ use super::records::{WRITTEN, Written, places, signed};
 use crate::error::LibraryError;
 use crate::record::NewArtifact;
 
-/// Rows of one statement: SQLite takes 32,766 values.
-const ROWS: usize = 1000;
+/// Rows of one statement: SQLite looks through all places before it for each of its places.
+const ROWS: usize = 50;
 
 /// One of them.
 #[derive(Debug)]
