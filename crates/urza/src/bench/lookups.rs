@@ -19,11 +19,11 @@ use crate::prewarm::Prewarm;
 use crate::record::{NewArtifact, Page, Role};
 
 /// Blueprints of the measurement: more than memory holds, so that nearly every look-up asks the catalogue.
-const BLUEPRINTS: usize = 1000;
+const BLUEPRINTS: usize = 200;
 /// One of so many artifacts of a blueprint is its default, the others are variants.
 const DEFAULT_EVERY: usize = 10;
 /// Records that one transaction writes.
-const CHUNK: usize = 2000;
+const CHUNK: usize = 20_000;
 /// Walks through the records without a pattern that a cache could follow; a prime.
 const STRIDE: usize = 999_983;
 
@@ -57,7 +57,7 @@ impl LookupTimes {
     }
 }
 
-/// Fills the catalogue of a configuration, which must be empty, with `records` records without files (at least 1000), and looks up
+/// Fills the catalogue of a configuration, which must be empty, with `records` records without files (at least 200), and looks up
 /// `rounds` of them in each way; ways and baseline take turns.
 ///
 /// # Errors
@@ -77,12 +77,12 @@ pub async fn lookups(config: Config, records: usize, rounds: usize) -> Result<Lo
 
 async fn measure(library: &Library, records: usize, rounds: usize) -> Result<Lookups, BenchFault> {
     let began = Instant::now();
-    let mut written = 0;
-    while written < records {
-        let until = records.min(written + CHUNK);
-        let chunk: Vec<Filled> = (written..until).map(filled).collect();
+    // In the order of their keys, so that the indices grow at their ends: at random a million records take minutes.
+    let mut order: Vec<(Digest, usize)> = (0..records).map(|at| (digest(at), at)).collect();
+    order.sort_unstable();
+    for chunk in order.chunks(CHUNK) {
+        let chunk: Vec<Filled> = chunk.iter().map(|(_, at)| filled(*at)).collect();
         library.catalogue().fill(&chunk, now_unix_ms()).await?;
-        written = until;
     }
     let filled_in = began.elapsed();
     let (mut blueprints, mut jobs, mut digests, mut bare) =
@@ -116,8 +116,9 @@ async fn measure(library: &Library, records: usize, rounds: usize) -> Result<Loo
     })
 }
 
+/// There is no artifact; the digest of its job serves as well as another.
 fn digest(at: usize) -> Digest {
-    Digest::of(at.to_le_bytes())
+    job(at).digest()
 }
 
 fn job(at: usize) -> JobKey {

@@ -1,15 +1,20 @@
 //! Very many records at once, for a measurement: rows as [`Catalogue::insert`] writes them, many in a statement.
 
+use std::time::Duration;
+
 use kernel::Digest;
 
 use super::Catalogue;
 use super::database::Statement;
 use super::records::{WRITTEN, Written, places, signed};
-use crate::error::LibraryError;
+use crate::error::{LibraryError, StoreFault};
 use crate::record::NewArtifact;
 
 /// Rows of one statement: SQLite looks through all places before it for each of its places.
 const ROWS: usize = 50;
+
+/// How long one transaction may take; nobody else uses the catalogue.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// One of them.
 #[derive(Debug)]
@@ -38,7 +43,9 @@ impl Catalogue {
             }
             writing.commit().await
         };
-        self.within(work).await
+        let outcome = tokio::time::timeout(LIMIT, work).await;
+        let outcome = outcome.map_err(|_| StoreFault::TimedOut(LIMIT))?;
+        Ok(outcome.map_err(|error: sqlx::Error| StoreFault::Database(error.into()))?)
     }
 }
 

@@ -8,6 +8,7 @@ use leyline::ids::BlueprintId;
 use leyline::wire::BlueprintTier;
 use prometheus_client::registry::Registry;
 use serde_json::json;
+use sqlx::Connection as _;
 use urza::{
     Config, FetchError, Library, LibraryError, Measurement, Metrics, Mismatch, OpenError, Page,
     Prewarm, RecordState, Remedy, Role, StoreError,
@@ -306,17 +307,21 @@ async fn two_processes_that_find_the_damage_at_once_make_one_new_catalogue() {
     );
 }
 
-/// The file of a catalogue that nobody has open: the last connection takes its journal away, which may be a moment after
-/// `close` has returned.
+/// The file of a catalogue that nobody has open. The last connection takes its journal away, which may be a moment after
+/// `close` has returned; of two that close at the same time neither may think itself the last, so one more comes and goes.
 async fn closed_catalogue(fixture: &Fixture) -> std::path::PathBuf {
+    let path = fixture.dir.path().join("catalog.db");
     let journal = fixture.dir.path().join("catalog.db-wal");
     let gone = async {
         while journal.exists() {
-            tokio::task::yield_now().await;
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+            let mut last = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+            sqlx::query("SELECT count(*) FROM records").fetch_one(&mut last).await.unwrap();
+            last.close().await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the catalogue is closed");
-    fixture.dir.path().join("catalog.db")
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("the catalogue is closed");
+    path
 }
 
 async fn extras_stand_beside_a_record_and_nobody_loses_anothers(f: Fixture) {
